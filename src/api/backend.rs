@@ -1,0 +1,216 @@
+//! What the HTTP API needs of the process behind it. A server and a client both implement it, so
+//! that one router serves both.
+
+use crate::{
+    checkpoint::SignedCheckpoint,
+    database::types::{Change, DatabaseId, Digest, Family, Mode, Root},
+};
+use bytes::Bytes;
+use std::{sync::Arc, time::Duration};
+
+/// The state that an answer speaks of; becomes the `Syncd-*` headers.
+#[derive(Clone, Debug)]
+pub struct View {
+    /// Identity of the database.
+    pub database: DatabaseId,
+    /// Number of operations.
+    pub size: u64,
+    /// Root at that size.
+    pub root: Root,
+    /// Seconds the state may be behind the publisher's (0 on a server).
+    pub lag_seconds: f64,
+}
+
+/// A key and its value, as users wrote them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The user's key.
+    pub key: Bytes,
+    /// The user's value.
+    pub value: Bytes,
+}
+
+/// Why a read was not answered.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ReadError {
+    /// A client that has not verified any state yet: 503 `no_verified_state`.
+    #[error("no state has been verified yet")]
+    NoVerifiedState,
+    /// The family cannot answer this question: 422 with this code and text.
+    #[error("{message}")]
+    Unsupported {
+        /// Stable code, for example `not_provable` or `no_keys`.
+        code: &'static str,
+        /// Why, in a sentence.
+        message: String,
+    },
+    /// A limit was reached: 429 with `Retry-After`.
+    #[error("{message}")]
+    Busy {
+        /// What is busy.
+        message: String,
+        /// When to come back.
+        retry_after: Duration,
+    },
+    /// The store failed: 500.
+    #[error("{0}")]
+    Internal(String),
+}
+
+/// Why a write was not done. Nothing of it was applied.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum WriteError {
+    /// The family forbids it: 409 `conflict` (immutable key exists; with the first such key).
+    #[error("{0}")]
+    Conflict(String),
+    /// The family has no such operation: 422 `unsupported`.
+    #[error("{0}")]
+    Unsupported(String),
+    /// The same idempotency key came with another body: 422 `idempotency_mismatch`.
+    #[error("the idempotency key was used before with another body")]
+    IdempotencyMismatch,
+    /// Too much is queued: 429 with `Retry-After`.
+    #[error("the write queue is full")]
+    Busy {
+        /// When to come back.
+        retry_after: Duration,
+    },
+    /// Larger than a commit may be: 413.
+    #[error("{0}")]
+    TooLarge(String),
+    /// The process is stopping, or writing has stopped: 503 `unavailable`.
+    #[error("{0}")]
+    Unavailable(String),
+    /// Nobody knows whether it was committed; ask again with the same idempotency key: 500.
+    #[error("{0}")]
+    Internal(String),
+}
+
+/// What a committed write led to. Only given once it is durable.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Receipt {
+    /// Operations in the database after the commit.
+    pub size: u64,
+    /// Its root.
+    pub root: Root,
+    /// Sequence of the commit.
+    pub sequence: u64,
+}
+
+/// A request to write, all or nothing.
+#[derive(Clone, Debug)]
+pub struct WriteRequest {
+    /// The changes in the order they were given; a later change of the same key wins.
+    pub changes: Vec<Change>,
+    /// Idempotency key and digest of the body, if the user gave a key.
+    pub idempotency: Option<(Vec<u8>, Digest)>,
+}
+
+/// The fields of `GET /v1/status` (DESIGN §6). `None` is left out of the JSON.
+#[derive(Clone, Debug, Default, serde::Serialize)]
+pub struct Status {
+    /// `server` or `client`.
+    pub role: &'static str,
+    /// Version of the product.
+    pub version: &'static str,
+    /// Kind of database.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub family: Option<Family>,
+    /// What is kept.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mode: Option<Mode>,
+    /// Hash of the database.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hash: Option<crate::database::types::HashKind>,
+    /// Identity of the database.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub database: Option<DatabaseId>,
+    /// Number of operations.
+    pub size: u64,
+    /// First operation that a new replica needs.
+    pub floor: u64,
+    /// Root of the state.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub root: Option<Root>,
+    /// Sequence of the newest commit held.
+    pub sequence: u64,
+    /// When it was committed, milliseconds since 1970.
+    pub committed_at: u64,
+    /// When it was last signed, milliseconds since 1970.
+    pub signed_at: u64,
+    /// Fields that only a client has.
+    #[serde(flatten)]
+    pub client: Option<ClientStatus>,
+}
+
+/// The part of the status that only a client has.
+#[derive(Clone, Debug, Default, serde::Serialize)]
+pub struct ClientStatus {
+    /// `connecting`, `state_sync`, `following`, `polling`, `stalled` or `refusing`.
+    pub state: &'static str,
+    /// The server as configured.
+    pub server: String,
+    /// Size of the newest signed checkpoint known.
+    pub target_size: u64,
+    /// Operations behind it.
+    pub lag_operations: u64,
+    /// Seconds behind (DESIGN §2).
+    pub lag_seconds: f64,
+    /// Iterations since the start.
+    pub iterations: u64,
+    /// Operations a second of the running state sync or catch-up.
+    pub operations_per_second: f64,
+    /// Seconds until the running state sync ends, if one runs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eta_seconds: Option<f64>,
+    /// The last thing that went wrong.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<String>,
+}
+
+/// A consistent state, streamed: entries arrive in `entries` until it closes; an `Err` says that
+/// the export is incomplete.
+pub struct Export {
+    /// The state that all entries belong to.
+    pub view: View,
+    /// The entries, each key once, in no particular order.
+    pub entries: tokio::sync::mpsc::Receiver<Result<Vec<Entry>, ReadError>>,
+}
+
+/// The process behind the API.
+#[async_trait::async_trait]
+pub trait Backend: Send + Sync + 'static {
+    /// What `GET /v1/status` answers.
+    fn status(&self) -> Status;
+
+    /// The state that a read made now would see; `None` on a client without one.
+    fn view(&self) -> Option<View>;
+
+    /// The newest verified checkpoint held.
+    fn checkpoint(&self) -> Option<SignedCheckpoint>;
+
+    /// The value of `key` and the state it was read from.
+    async fn get(&self, key: &[u8]) -> Result<(View, Option<Bytes>), ReadError>;
+
+    /// Waits until the readable state has at least `size` operations; false after `timeout`.
+    async fn wait_for_size(&self, size: u64, timeout: Duration) -> bool;
+
+    /// Starts an export of the state held now.
+    async fn export(&self) -> Result<Export, ReadError>;
+
+    /// Where writes go; `None` on a client (405).
+    fn writer(&self) -> Option<Arc<dyn Writer>>;
+}
+
+/// Where writes go.
+#[async_trait::async_trait]
+pub trait Writer: Send + Sync + 'static {
+    /// Commits `request` durably, or changes nothing.
+    async fn write(&self, request: WriteRequest) -> Result<Receipt, WriteError>;
+
+    /// Most bytes that one request's changes may have when encoded.
+    fn batch_bytes_max(&self) -> usize;
+
+    /// Longest value accepted, in bytes.
+    fn value_length_max(&self) -> usize;
+}
