@@ -29,7 +29,7 @@ mod policy;
 mod store;
 
 pub use identity::{Identity, Parameters};
-pub use policy::{Admission, Policy, Refusal};
+pub use policy::{Admission, Policy, Refusal, check_freshness};
 pub use store::{Evidence, Store};
 
 use crate::database::types::{DatabaseId, Digest, Family, HashKind, Root};

@@ -1,0 +1,3 @@
+//! stub
+mod backend;
+pub use backend::*;

@@ -1,0 +1,172 @@
+//! What every family does the same way.
+
+use super::{
+    Error, Fetch, Operation, Prepared, Served,
+    hash::{from_plain, to_plain},
+    source::{response_config, to_request},
+    storage::{Location, Merkle},
+    types::{Digest, Root},
+};
+use bytes::Bytes;
+use commonware_codec::{Decode as _, Encode, EncodeSize as _, Read};
+use commonware_cryptography::Hasher;
+use commonware_storage::{
+    merkle,
+    qmdb::{
+        self,
+        sync::source::{Response, Source},
+    },
+};
+use std::{future::Future, num::NonZeroU64, sync::Arc};
+
+/// The library's handle, which a mutation takes and only a successful one gives back.
+pub(super) struct Slot<D>(Option<D>);
+
+impl<D> Slot<D> {
+    pub(super) const fn new(database: D) -> Self {
+        Self(Some(database))
+    }
+
+    /// The handle, for reading.
+    pub(super) fn get(&self) -> Result<&D, Error> {
+        self.0.as_ref().ok_or(Error::Poisoned)
+    }
+
+    /// Runs a mutation. If it fails, or its future is dropped, the slot stays empty.
+    pub(super) async fn mutate<T, X, F>(&mut self, mutation: impl FnOnce(D) -> F) -> Result<T, Error>
+    where
+        F: Future<Output = Result<(D, T), X>>,
+        Error: From<X>,
+    {
+        let database = self.0.take().ok_or(Error::Poisoned)?;
+        let (database, output) = mutation(database).await?;
+        self.0 = Some(database);
+        Ok(output)
+    }
+}
+
+/// Operations read at first when nothing is known of their size.
+const PROBE_OPERATIONS: u64 = 64;
+
+/// Answers `fetch` from `source` in about `bytes_max` bytes.
+///
+/// Operations have very different sizes and the log tells none of them beforehand, so a large
+/// request is measured by a small one first; memory stays near the budget whatever is stored.
+pub(super) async fn serve<S>(source: &S, fetch: Fetch, bytes_max: usize) -> Result<Served, Error>
+where
+    S: Source<Family = Merkle, Error = qmdb::Error<Merkle>, Op: commonware_codec::Encode>,
+{
+    let Fetch::Operations { size, start, max } = fetch else {
+        let (response, _) = source.serve(to_request(fetch)).await?;
+        return Ok(Served { body: response.encode(), operations: 1 });
+    };
+    let mut count = max.get();
+    if count > PROBE_OPERATIONS {
+        let probe = NonZeroU64::new(PROBE_OPERATIONS).unwrap_or(NonZeroU64::MIN);
+        let (response, _) =
+            source.serve(to_request(Fetch::Operations { size, start, max: probe })).await?;
+        count = count.min(fitting(&response, bytes_max));
+    }
+    loop {
+        let max = NonZeroU64::new(count).unwrap_or(NonZeroU64::MIN);
+        let (response, _) =
+            source.serve(to_request(Fetch::Operations { size, start, max })).await?;
+        let fits = fitting(&response, bytes_max);
+        if fits >= operations_of(&response) || operations_of(&response) == 1 {
+            let operations = operations_of(&response);
+            return Ok(Served { body: response.encode(), operations });
+        }
+        count = fits.min(count.saturating_sub(1)).max(1);
+    }
+}
+
+fn operations_of<Op, D: commonware_cryptography::Digest>(response: &Response<Merkle, Op, D>) -> u64 {
+    match response {
+        Response::Operations { operations, .. } => operations.len() as u64,
+        Response::Boundary { .. } => 1,
+    }
+}
+
+/// How many operations of the measured average size fit into `bytes_max`.
+fn fitting<Op, D>(response: &Response<Merkle, Op, D>, bytes_max: usize) -> u64
+where
+    Op: commonware_codec::EncodeSize,
+    D: commonware_cryptography::Digest,
+{
+    let count = operations_of(response).max(1);
+    let size = (response.encode_size() as u64).max(1);
+    if size <= bytes_max as u64 && count < PROBE_OPERATIONS {
+        return count;
+    }
+    (bytes_max as u64).saturating_mul(count) / size
+}
+
+/// Verifies the answer to a boundary request and returns the pinned nodes.
+pub(super) fn verify_boundary<H, Op>(
+    operations_root: Root,
+    size: u64,
+    start: u64,
+    body: Bytes,
+) -> Result<Vec<Digest>, String>
+where
+    H: Hasher,
+    Op: Read<Cfg: Default> + Encode,
+{
+    let fetch = Fetch::Boundary { size, start };
+    let response =
+        Response::<Merkle, Op, H::Digest>::decode_cfg(body, &response_config(&fetch))
+            .map_err(|error| format!("the boundary cannot be decoded: {error}"))?;
+    let Response::Boundary { proof, op, pinned_nodes } = response else {
+        return Err("operations were sent instead of a boundary".into());
+    };
+    let root = from_plain::<H>(operations_root);
+    let proved = proof.leaves == Location::new(size)
+        && proof.verify_proof_and_pinned_nodes(
+            &qmdb::hasher::<H>(),
+            &[op.encode()],
+            Location::new(start),
+            &pinned_nodes,
+            &root,
+        );
+    if !proved {
+        return Err("the boundary's proof does not lead to the signed root".into());
+    }
+    Ok(plain_nodes::<H>(&pinned_nodes))
+}
+
+/// The plain form of Merkle nodes.
+pub(super) fn plain_nodes<H: Hasher>(nodes: &[H::Digest]) -> Vec<Digest> {
+    nodes.iter().map(to_plain::<H>).collect()
+}
+
+/// Reads operations through `source` (with a proof that is not needed: the log itself has no
+/// public reader).
+pub(super) async fn operations<S>(
+    source: &S,
+    size: u64,
+    start: u64,
+    max: NonZeroU64,
+    plain: impl Fn(S::Op) -> Operation,
+) -> Result<Vec<Operation>, Error>
+where
+    S: Source<Family = Merkle, Error = qmdb::Error<Merkle>>,
+{
+    let (response, _) = source.serve(to_request(Fetch::Operations { size, start, max })).await?;
+    match response {
+        Response::Operations { operations, .. } => Ok(operations.into_iter().map(plain).collect()),
+        Response::Boundary { .. } => Err(Error::Corrupt("a boundary where operations were asked".into())),
+    }
+}
+
+impl<F: merkle::Family> From<merkle::Error<F>> for Error {
+    fn from(error: merkle::Error<F>) -> Self {
+        qmdb::Error::from(error).into()
+    }
+}
+
+/// The family's batch inside a prepared one.
+pub(super) fn batch<B: Send + Sync + 'static>(prepared: &Prepared) -> Result<Arc<B>, Error> {
+    Arc::clone(&prepared.batch)
+        .downcast()
+        .map_err(|_| Error::Unsupported("a batch of another kind of database"))
+}

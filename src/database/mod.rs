@@ -1,0 +1,479 @@
+//! The authenticated database, behind one trait.
+//!
+//! `commonware-storage` is generic over family, key, value, hash, index and runtime. All of that
+//! ends here: a [`Database`] is a boxed object that speaks [`types`]. A family is one file that
+//! implements the trait; [`open`] and [`state_sync`] choose it at run time from a [`Kind`].
+//!
+//! **Invariant:** a mutation that fails leaves the object [poisoned](Error::Poisoned): the
+//! library consumes its handle. The owner drops it and opens the storage again.
+
+mod any;
+mod export;
+mod family;
+mod generation;
+mod hash;
+mod immutable;
+pub mod record;
+mod source;
+mod storage;
+pub mod types;
+
+pub use export::{Exporter, PAGE_OPERATIONS};
+pub use generation::{Generations, partitions};
+pub use hash::hash_key;
+pub(crate) use storage::PAGE_SIZE as LOG_PAGE_SIZE;
+pub use source::{FetchError, Fetched, Fetcher, Verdict};
+
+use crate::runtime::Runtime;
+use bytes::Bytes;
+use commonware_codec::{
+    Buf, EncodeSize, Error as CodecError, FixedSize, Read, ReadExt as _, Write,
+};
+use commonware_runtime::{BufMut, Handle};
+use record::CommitMetadata;
+use std::{
+    any::Any,
+    num::{NonZeroU64, NonZeroUsize},
+    sync::Arc,
+};
+use types::{Change, Digest, Family, HashKind, Root};
+
+/// What a database does when commits are executed again: a different version may give another
+/// root for the same writes, so a commit says which one made it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExecutionVersion {
+    /// Version of commonware-storage, as YYYYMMPP.
+    pub library: u32,
+    /// How the floor is advanced; 1 is `Proportional` (`any`), a floor of 0 (`immutable`).
+    pub policy: u8,
+    /// How records are encoded.
+    pub codec: u8,
+}
+
+/// The execution version of this program.
+pub const EXECUTION_VERSION: ExecutionVersion =
+    ExecutionVersion { library: 2026_10_00, policy: 1, codec: record::CODEC_VERSION };
+
+impl std::fmt::Display for ExecutionVersion {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}/{}", self.library, self.policy, self.codec)
+    }
+}
+
+impl Write for ExecutionVersion {
+    fn write(&self, buf: &mut impl BufMut) {
+        self.library.write(buf);
+        self.policy.write(buf);
+        self.codec.write(buf);
+    }
+}
+
+impl FixedSize for ExecutionVersion {
+    const SIZE: usize = 6;
+}
+
+impl Read for ExecutionVersion {
+    type Cfg = ();
+    fn read_cfg(buf: &mut impl Buf, _: &()) -> Result<Self, CodecError> {
+        Ok(Self { library: u32::read(buf)?, policy: u8::read(buf)?, codec: u8::read(buf)? })
+    }
+}
+
+/// Which implementation a database needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kind {
+    /// Family.
+    pub family: Family,
+    /// Hash.
+    pub hash: HashKind,
+}
+
+impl Kind {
+    /// What a user's change may do.
+    pub const fn write_rule(self) -> WriteRule {
+        match self.family {
+            Family::Any | Family::Current => WriteRule::Upsert,
+            Family::Immutable => WriteRule::InsertOnce,
+            Family::Keyless => WriteRule::Append,
+        }
+    }
+
+    /// Whether this program has an implementation.
+    pub const fn is_available(self) -> bool {
+        matches!(self.family, Family::Any | Family::Immutable)
+    }
+}
+
+/// What a user's change may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WriteRule {
+    /// Set, overwrite and delete.
+    Upsert,
+    /// Set once.
+    InsertOnce,
+    /// Append.
+    Append,
+}
+
+/// A state of a database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct State {
+    /// Number of operations.
+    pub size: u64,
+    /// First operation that a new replica needs.
+    pub floor: u64,
+    /// Canonical root.
+    pub root: Root,
+    /// Root over the operations.
+    pub operations_root: Root,
+}
+
+/// A batch that was executed but not applied: its state is known, the database is unchanged.
+#[derive(Clone)]
+pub struct Prepared {
+    /// The state that applying leads to.
+    pub state: State,
+    batch: Arc<dyn Any + Send + Sync>,
+}
+
+/// A request for part of the operations, proved against the root that the database had at `size`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fetch {
+    /// Operations from `start`.
+    Operations {
+        /// Prove against the state of this size.
+        size: u64,
+        /// First operation.
+        start: u64,
+        /// Most operations to return.
+        max: NonZeroU64,
+    },
+    /// The operation at `start` with the Merkle nodes that stand for everything before it.
+    Boundary {
+        /// Prove against the state of this size.
+        size: u64,
+        /// The operation.
+        start: u64,
+    },
+}
+
+impl Fetch {
+    /// Most operations that an answer may hold.
+    pub const fn max(&self) -> NonZeroU64 {
+        match self {
+            Self::Operations { max, .. } => *max,
+            Self::Boundary { .. } => NonZeroU64::MIN,
+        }
+    }
+
+    /// First operation asked for.
+    pub const fn start(&self) -> u64 {
+        match self {
+            Self::Operations { start, .. } | Self::Boundary { start, .. } => *start,
+        }
+    }
+
+    /// Size of the state to prove against.
+    pub const fn size(&self) -> u64 {
+        match self {
+            Self::Operations { size, .. } | Self::Boundary { size, .. } => *size,
+        }
+    }
+}
+
+impl Write for Fetch {
+    fn write(&self, buf: &mut impl BufMut) {
+        match self {
+            Self::Operations { size, start, max } => {
+                0u8.write(buf);
+                size.write(buf);
+                start.write(buf);
+                max.write(buf);
+            }
+            Self::Boundary { size, start } => {
+                1u8.write(buf);
+                size.write(buf);
+                start.write(buf);
+            }
+        }
+    }
+}
+
+impl EncodeSize for Fetch {
+    fn encode_size(&self) -> usize {
+        match self {
+            Self::Operations { .. } => 25,
+            Self::Boundary { .. } => 17,
+        }
+    }
+}
+
+impl Read for Fetch {
+    type Cfg = ();
+    fn read_cfg(buf: &mut impl Buf, _: &()) -> Result<Self, CodecError> {
+        let fetch = match u8::read(buf)? {
+            0 => Self::Operations {
+                size: u64::read(buf)?,
+                start: u64::read(buf)?,
+                max: NonZeroU64::read(buf)?,
+            },
+            1 => Self::Boundary { size: u64::read(buf)?, start: u64::read(buf)? },
+            other => return Err(CodecError::InvalidEnum(other)),
+        };
+        if fetch.start() >= fetch.size() || fetch.size() > 1 << 62 {
+            return Err(CodecError::Invalid("fetch", "start is not below size"));
+        }
+        Ok(fetch)
+    }
+}
+
+/// An operation of the log, as an export reads it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// A key got a value.
+    Put {
+        /// Hash of the user's key.
+        hash: Digest,
+        /// The user's key.
+        key: Bytes,
+        /// The user's value.
+        value: Bytes,
+    },
+    /// A key was removed.
+    Delete {
+        /// Hash of the user's key.
+        hash: Digest,
+    },
+    /// A commit ended here.
+    Commit,
+}
+
+/// What went wrong in a database.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// An earlier mutation failed; the handle is gone.
+    #[error("an earlier failure made this database handle unusable")]
+    Poisoned,
+    /// The storage holds something else than this program wrote.
+    #[error("data damaged: {0}")]
+    Corrupt(String),
+    /// The operations asked for were pruned.
+    #[error("operations were pruned")]
+    Pruned,
+    /// A request that no state of this database can answer.
+    #[error("out of range: {0}")]
+    OutOfRange(String),
+    /// The family has no such operation.
+    #[error("{0}")]
+    Unsupported(&'static str),
+    /// The storage failed.
+    #[error("storage: {0}")]
+    Storage(String),
+}
+
+impl<F: commonware_storage::merkle::Family> From<commonware_storage::qmdb::Error<F>> for Error {
+    fn from(error: commonware_storage::qmdb::Error<F>) -> Self {
+        use commonware_storage::{journal, merkle, qmdb};
+        match &error {
+            qmdb::Error::OperationPruned(_)
+            | qmdb::Error::HistoricalFloorPruned(_)
+            | qmdb::Error::Journal(journal::Error::ItemPruned(_))
+            | qmdb::Error::Merkle(merkle::Error::ElementPruned(_)) => Self::Pruned,
+            qmdb::Error::Merkle(
+                merkle::Error::RangeOutOfBounds(_) | merkle::Error::LocationOverflow(_),
+            )
+            | qmdb::Error::Journal(journal::Error::ItemOutOfRange(_)) => {
+                Self::OutOfRange(error.to_string())
+            }
+            qmdb::Error::DataCorrupted(_) | qmdb::Error::Journal(journal::Error::Corruption(_)) => {
+                Self::Corrupt(error.to_string())
+            }
+            _ => Self::Storage(error.to_string()),
+        }
+    }
+}
+
+/// A database of any family, hash and runtime.
+///
+/// Reads take `&self`; mutations take `&mut self` and are never cancelled half way by callers
+/// (see the module's invariant).
+#[async_trait::async_trait]
+pub trait Database: Send + Sync {
+    /// The state that reads see.
+    fn state(&self) -> Result<State, Error>;
+
+    /// First operation still held.
+    fn retained_from(&self) -> Result<u64, Error>;
+
+    /// The value of the user's `key`.
+    async fn get(&self, key: &[u8]) -> Result<Option<Bytes>, Error>;
+
+    /// What the last commit says of itself; `None` in a database that was never written.
+    async fn metadata(&self) -> Result<Option<CommitMetadata>, Error>;
+
+    /// Executes `changes` on top of `parent` (or of the database), without applying them. The
+    /// same changes on the same state give the same result everywhere.
+    ///
+    /// Every unapplied ancestor must be held until this returns.
+    async fn prepare(
+        &self,
+        parent: Option<&Prepared>,
+        changes: &[Change],
+        metadata: CommitMetadata,
+    ) -> Result<Prepared, Error>;
+
+    /// Applies `prepared` and its unapplied ancestors.
+    async fn apply(&mut self, prepared: Prepared) -> Result<(), Error>;
+
+    /// Starts to make the applied state durable; the handle says when it is.
+    async fn start_sync(&mut self) -> Result<Handle<()>, Error>;
+
+    /// Makes the applied state durable so that opening has nothing to repair.
+    async fn sync(&mut self) -> Result<(), Error>;
+
+    /// Drops operations below `location`, which is at most the floor.
+    async fn prune(&mut self, location: u64) -> Result<(), Error>;
+
+    /// Answers `fetch` in at most about `bytes_max` bytes.
+    async fn serve(&self, fetch: Fetch, bytes_max: usize) -> Result<Served, Error>;
+
+    /// The Merkle nodes that stand for everything before `location`.
+    async fn pinned_nodes(&self, location: u64) -> Result<Vec<Digest>, Error>;
+
+    /// Up to `max` operations from `start`, of the state of `size`.
+    async fn operations(
+        &self,
+        size: u64,
+        start: u64,
+        max: NonZeroU64,
+    ) -> Result<Vec<Operation>, Error>;
+}
+
+/// An encoded answer to a [`Fetch`].
+#[derive(Clone, Debug)]
+pub struct Served {
+    /// The answer, in the library's encoding.
+    pub body: Bytes,
+    /// Operations in it.
+    pub operations: u64,
+}
+
+/// Which state to build by state sync, and how.
+#[derive(Clone, Debug)]
+pub struct StateSync {
+    /// Operations root of the target.
+    pub operations_root: Root,
+    /// First operation to fetch.
+    pub floor: u64,
+    /// Size of the target.
+    pub size: u64,
+    /// Operations per request.
+    pub batch: NonZeroU64,
+    /// Requests in flight.
+    pub outstanding: NonZeroUsize,
+}
+
+/// Why a state sync ended without a database.
+#[derive(Debug, thiserror::Error)]
+pub enum SyncError {
+    /// The operations do not add up to the target's root.
+    #[error("root mismatch: {0}")]
+    RootMismatch(String),
+    /// The source gave up.
+    #[error(transparent)]
+    Source(FetchError),
+    /// The database failed.
+    #[error(transparent)]
+    Database(#[from] Error),
+}
+
+/// Where an opened database may stand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OpenAt {
+    /// At whatever state it has.
+    Latest,
+    /// At the latest commit of at most this many operations; what follows is dropped durably.
+    AtMost(u64),
+}
+
+/// Opens the database of `kind` in `generation`, making an empty one where there is none.
+pub async fn open<E: Runtime>(
+    context: E,
+    kind: Kind,
+    generation: u64,
+    at: OpenAt,
+) -> Result<Box<dyn Database>, Error> {
+    use commonware_cryptography::{Blake3, Sha256};
+    match (kind.family, kind.hash) {
+        (Family::Any, HashKind::Sha256) => any::open::<E, Sha256>(context, generation, at).await,
+        (Family::Any, HashKind::Blake3) => any::open::<E, Blake3>(context, generation, at).await,
+        (Family::Immutable, HashKind::Sha256) => {
+            immutable::open::<E, Sha256>(context, generation, at).await
+        }
+        (Family::Immutable, HashKind::Blake3) => {
+            immutable::open::<E, Blake3>(context, generation, at).await
+        }
+        (Family::Current | Family::Keyless, _) => {
+            Err(Error::Unsupported("this family is not available in this version"))
+        }
+    }
+}
+
+/// Builds the database of `kind` in `generation` from what `fetcher` brings, verified against
+/// `target`. What an interrupted state sync left in the generation is used again.
+pub async fn state_sync<E: Runtime>(
+    context: E,
+    kind: Kind,
+    generation: u64,
+    target: StateSync,
+    fetcher: Arc<dyn Fetcher>,
+) -> Result<Box<dyn Database>, SyncError> {
+    use commonware_cryptography::{Blake3, Sha256};
+    match (kind.family, kind.hash) {
+        (Family::Any, HashKind::Sha256) => {
+            any::sync::<E, Sha256>(context, generation, target, fetcher).await
+        }
+        (Family::Any, HashKind::Blake3) => {
+            any::sync::<E, Blake3>(context, generation, target, fetcher).await
+        }
+        (Family::Immutable, HashKind::Sha256) => {
+            immutable::sync::<E, Sha256>(context, generation, target, fetcher).await
+        }
+        (Family::Immutable, HashKind::Blake3) => {
+            immutable::sync::<E, Blake3>(context, generation, target, fetcher).await
+        }
+        (Family::Current | Family::Keyless, _) => {
+            Err(Error::Unsupported("this family is not available in this version").into())
+        }
+    }
+}
+
+/// Verifies the answer to a boundary request and returns the Merkle nodes it proves.
+///
+/// # Errors
+///
+/// The text says what is wrong with the answer.
+pub fn verify_boundary(
+    kind: Kind,
+    operations_root: Root,
+    size: u64,
+    start: u64,
+    body: Bytes,
+) -> Result<Vec<Digest>, String> {
+    use commonware_cryptography::{Blake3, Sha256};
+    match (kind.family, kind.hash) {
+        (Family::Any, HashKind::Sha256) => {
+            any::verify_boundary::<Sha256>(operations_root, size, start, body)
+        }
+        (Family::Any, HashKind::Blake3) => {
+            any::verify_boundary::<Blake3>(operations_root, size, start, body)
+        }
+        (Family::Immutable, HashKind::Sha256) => {
+            immutable::verify_boundary::<Sha256>(operations_root, size, start, body)
+        }
+        (Family::Immutable, HashKind::Blake3) => {
+            immutable::verify_boundary::<Blake3>(operations_root, size, start, body)
+        }
+        (Family::Current | Family::Keyless, _) => Err("this family is not available".into()),
+    }
+}
