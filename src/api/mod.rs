@@ -1,3 +1,5 @@
 //! stub
 mod backend;
+mod export;
 pub use backend::*;
+pub use export::stream_export;

@@ -8,6 +8,7 @@
 //! library consumes its handle. The owner drops it and opens the storage again.
 
 mod any;
+mod closed;
 mod export;
 mod family;
 mod generation;
@@ -18,6 +19,7 @@ mod source;
 mod storage;
 pub mod types;
 
+pub use closed::Closed;
 pub use export::{Exporter, PAGE_OPERATIONS};
 pub use generation::{Generations, partitions};
 pub use hash::hash_key;

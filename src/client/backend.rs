@@ -1,0 +1,78 @@
+//! The read API of a replica.
+
+use super::replica::Replica;
+use crate::{
+    api::{Backend, Export, ReadError, Status, View, Writer, stream_export},
+    checkpoint::SignedCheckpoint,
+    runtime::Runtime,
+};
+use bytes::Bytes;
+use std::{sync::Arc, time::Duration};
+
+/// Answers from the verified state.
+pub struct ClientBackend<E: Runtime> {
+    context: E,
+    replica: Arc<Replica<E>>,
+}
+
+impl<E: Runtime> ClientBackend<E> {
+    /// A backend over `replica`.
+    pub const fn new(context: E, replica: Arc<Replica<E>>) -> Self {
+        Self { context, replica }
+    }
+}
+
+#[async_trait::async_trait]
+impl<E: Runtime> Backend for ClientBackend<E> {
+    fn status(&self) -> Status {
+        self.replica.status(self.context.current())
+    }
+
+    fn view(&self) -> Option<View> {
+        self.replica.view(self.context.current())
+    }
+
+    fn checkpoint(&self) -> Option<SignedCheckpoint> {
+        self.replica.head()
+    }
+
+    async fn get(&self, key: &[u8]) -> Result<(View, Option<Bytes>), ReadError> {
+        loop {
+            let ledger = self.replica.ledger.load_full().ok_or(ReadError::NoVerifiedState)?;
+            match ledger.get(key).await {
+                Ok((head, value)) => {
+                    return Ok((self.replica.view_of(&head, self.context.current()), value));
+                }
+                // A new generation was adopted between the two lines above: ask that one.
+                Err(crate::database::Error::Poisoned) if self.replaced(&ledger) => {}
+                Err(error) => return Err(ReadError::Internal(error.to_string())),
+            }
+        }
+    }
+
+    async fn wait_for_size(&self, size: u64, timeout: Duration) -> bool {
+        let mut sizes = self.replica.size.subscribe();
+        tokio::select! {
+            reached = sizes.wait_for(|now| *now >= size) => reached.is_ok(),
+            () = self.context.sleep(timeout) => false,
+        }
+    }
+
+    async fn export(&self) -> Result<Export, ReadError> {
+        let ledger = self.replica.ledger.load_full().ok_or(ReadError::NoVerifiedState)?;
+        let (head, exporter, hold) = ledger.export().await;
+        let view = self.replica.view_of(&head, self.context.current());
+        Ok(stream_export(view, exporter, hold))
+    }
+
+    fn writer(&self) -> Option<Arc<dyn Writer>> {
+        None
+    }
+}
+
+impl<E: Runtime> ClientBackend<E> {
+    /// Whether `ledger` is no longer the one that serves.
+    fn replaced(&self, ledger: &Arc<crate::ledger::Ledger<E>>) -> bool {
+        self.replica.ledger.load_full().is_some_and(|now| !Arc::ptr_eq(&now, ledger))
+    }
+}

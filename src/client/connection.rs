@@ -1,0 +1,181 @@
+//! Keeps a connection to the server: connects for ever, with growing, jittered pauses.
+
+use super::replica::{Phase, Replica};
+use crate::{
+    checkpoint::Refusal,
+    database::{EXECUTION_VERSION, types::{DatabaseId, Mode}},
+    link::{Connected, Connector, Link, LinkError},
+    runtime::Runtime,
+    wire::{Code, Hello, WIRE_VERSION, Welcome},
+};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+use tokio::sync::watch;
+
+/// First pause after a connection ended.
+const PAUSE_MIN: Duration = Duration::from_millis(100);
+/// Longest pause.
+const PAUSE_MAX: Duration = Duration::from_secs(10);
+/// A connection that lasted this long, and was not closed for misbehaviour, ended no series of
+/// failures.
+const GOOD_AFTER: Duration = Duration::from_secs(5);
+
+/// Pauses that double, each chosen at random from the upper half of its range, so that replicas
+/// which lost their server together do not come back together.
+pub struct Backoff(Duration);
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self(PAUSE_MIN)
+    }
+}
+
+impl Backoff {
+    /// The next pause.
+    pub fn next<E: Runtime>(&mut self, context: &mut E) -> Duration {
+        let range = self.0;
+        self.0 = (range * 2).min(PAUSE_MAX);
+        let random = f64::from(rand_core::Rng::next_u32(context)) / f64::from(u32::MAX);
+        range.mul_f64(0.5 + random / 2.0)
+    }
+
+    /// Begins again with short pauses.
+    pub fn reset(&mut self) {
+        self.0 = PAUSE_MIN;
+    }
+}
+
+/// A greeted server.
+pub struct Session<E: Runtime> {
+    /// The connection.
+    pub link: Arc<Link<E>>,
+    /// What the server said of itself.
+    pub welcome: Welcome,
+}
+
+/// The task's state.
+pub struct Connection<E: Runtime> {
+    /// How to reach the server.
+    pub connector: Connector,
+    /// The pinned database.
+    pub database: DatabaseId,
+    /// What it connects for.
+    pub replica: Arc<Replica<E>>,
+    /// Sessions, for the loop.
+    pub sessions: watch::Sender<Option<Arc<Session<E>>>>,
+    /// Their connections, for a running state sync.
+    pub links: watch::Sender<Option<Arc<Link<E>>>>,
+    /// Mismatches with no verified state to serve: the client exits 65.
+    pub fatal: tokio::sync::mpsc::Sender<String>,
+}
+
+impl<E: Runtime> Connection<E> {
+    /// Connects for ever.
+    pub async fn run(self, mut context: E) {
+        let mut backoff = Backoff::default();
+        loop {
+            let started = context.current();
+            let error = self.connect_and_hold(&context).await;
+            self.sessions.send_replace(None);
+            self.links.send_replace(None);
+            self.replica.metrics.connected.set(0);
+            let lasted = context.current().duration_since(started).unwrap_or_default();
+            if lasted > GOOD_AFTER && !matches!(error, LinkError::Protocol(_)) {
+                backoff.reset();
+            }
+            self.note(&context, &error).await;
+            let pause = backoff.next(&mut context);
+            context.sleep(pause).await;
+        }
+    }
+
+    /// Connects, checks the greeting, and waits for the end.
+    async fn connect_and_hold(&self, context: &E) -> LinkError {
+        let hello = Hello {
+            wire: WIRE_VERSION,
+            execution: EXECUTION_VERSION,
+            family: self.replica.family,
+            mode: Mode::Full,
+            database: Some(self.database),
+            newest: self.replica.known.newest(),
+        };
+        let connecting =
+            self.connector.connect(context.child("connection"), &hello, self.replica.received.clone());
+        let Connected { link, welcome, address } = match connecting.await {
+            Ok(connected) => connected,
+            Err(error) => return error,
+        };
+        let now = context.current();
+        if let Err(refusal) = self.replica.known.observe(&welcome.checkpoint, now).await {
+            return self.refuse(refusal, now).await;
+        }
+        let heartbeat_ms = u64::try_from(welcome.heartbeat_interval.as_millis()).unwrap_or(u64::MAX);
+        // What a server says here only loosens what counts as late, so it is bounded.
+        self.replica.heartbeat_ms.store(heartbeat_ms.clamp(100, 60_000), Ordering::Relaxed);
+        tracing::info!(
+            %address,
+            size = welcome.checkpoint.checkpoint.size,
+            root = %welcome.checkpoint.checkpoint.root,
+            "connected"
+        );
+        self.replica.metrics.connected.set(1);
+        self.replica.set_error(None);
+        self.links.send_replace(Some(link.clone()));
+        self.sessions.send_replace(Some(Arc::new(Session { link: link.clone(), welcome })));
+        link.closed().await
+    }
+
+    /// A greeting whose checkpoint is not acceptable.
+    async fn refuse(&self, refusal: Refusal, now: std::time::SystemTime) -> LinkError {
+        let text = refusal.to_string();
+        tracing::error!(reason = %text, "the server is refused");
+        let word = match &refusal {
+            Refusal::Equivocation(_) => "equivocation",
+            _ if refusal.is_mismatch() => "mismatch",
+            _ => "rejected",
+        };
+        self.replica.set_phase(Phase::Refusing(word), now);
+        self.replica.set_error(Some(text.clone()));
+        if refusal.is_mismatch() && self.replica.head().is_none() {
+            let _ = self.fatal.send(text).await;
+        }
+        if matches!(refusal, Refusal::Equivocation(_)) {
+            let _ = self.fatal.try_send(format!("{EQUIVOCATION}{refusal}"));
+        }
+        LinkError::Protocol("the server's checkpoint is not acceptable")
+    }
+
+    /// Counts and logs the end of a connection, or the failure to make one.
+    async fn note(&self, context: &E, error: &LinkError) {
+        let replica = &self.replica;
+        replica
+            .metrics
+            .reconnects
+            .get_or_create(&super::metrics::ReasonLabel { reason: error.reason() })
+            .inc();
+        let now = context.current();
+        if let LinkError::Refused(refused) = error {
+            if refused.code == Code::Mismatch || refused.code == Code::UnsupportedVersion {
+                replica.set_phase(Phase::Refusing("mismatch"), now);
+                if replica.head().is_none() {
+                    let _ = self.fatal.send(refused.to_string()).await;
+                }
+            }
+        }
+        if let LinkError::Protocol(what) = error {
+            replica.metrics.reject("protocol");
+            tracing::warn!(reason = what, "connection dropped");
+        } else {
+            tracing::info!(reason = %error, "not connected");
+        }
+        if !matches!(replica.phase(), Phase::Refusing(_)) {
+            replica.set_phase(Phase::Connecting, now);
+            replica.set_error(Some(error.to_string()));
+        }
+    }
+}
+
+/// Marks the message of a found equivocation, for `--on-equivocation exit`.
+pub const EQUIVOCATION: &str = "equivocation: ";

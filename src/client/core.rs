@@ -1,0 +1,262 @@
+//! A client without its edges: storage, connection, loop. Runs on any runtime.
+
+use super::{
+    connection::Connection,
+    known::Known,
+    metrics::Metrics,
+    replica::Replica,
+    sync_loop::{Config as LoopConfig, Fatal, SyncLoop},
+};
+use crate::{
+    checkpoint::{Policy, Store},
+    database::{self, Generations, types::{DatabaseId, Family}},
+    ledger::{self, Ledger},
+    link::Connector,
+    runtime::Runtime,
+};
+use commonware_storage::metadata::{Config as MetadataConfig, Metadata};
+use commonware_utils::sequence::U64;
+use std::{path::PathBuf, sync::Arc, time::Duration};
+use tokio::sync::{mpsc, watch};
+
+/// How often the metrics are brought up to date.
+const MEASURE_INTERVAL: Duration = Duration::from_millis(250);
+/// How often log and database are looked after.
+const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How a client works.
+pub struct Setup {
+    /// How to reach the server.
+    pub connector: Connector,
+    /// What is trusted.
+    pub policy: Policy,
+    /// The loop.
+    pub sync: LoopConfig,
+    /// Where evidence is written.
+    pub directory: PathBuf,
+}
+
+/// Why a client cannot start, or has to end.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Log or database.
+    #[error(transparent)]
+    Ledger(#[from] ledger::Error),
+    /// A record of the storage.
+    #[error("storage record: {0}")]
+    Record(#[from] commonware_storage::metadata::Error),
+    /// The storage is pinned to another database.
+    #[error(
+        "this storage directory is pinned to database {pinned}, but --database says {configured}; a changed identity is adopted only by hand: stop the client and remove the directory"
+    )]
+    Pinned {
+        /// The pinned one.
+        pinned: DatabaseId,
+        /// The configured one.
+        configured: DatabaseId,
+    },
+    /// The storage is of another family.
+    #[error("the storage holds a replica of family '{found}', but --db says '{configured}'")]
+    Family {
+        /// The family found.
+        found: Family,
+        /// The configured one.
+        configured: Family,
+    },
+    /// The storage was laid out by another version.
+    #[error("the storage has layout version {found}; this program has {ours}")]
+    Layout {
+        /// The version found.
+        found: u64,
+        /// This program's.
+        ours: u64,
+    },
+}
+
+impl From<database::Error> for Error {
+    fn from(error: database::Error) -> Self {
+        Self::Ledger(error.into())
+    }
+}
+
+impl From<Fatal> for Error {
+    fn from(error: Fatal) -> Self {
+        match error {
+            Fatal::Ledger(error) => Self::Ledger(error),
+        }
+    }
+}
+
+impl Error {
+    /// Whether the data are the reason, rather than the disk.
+    pub const fn is_damage(&self) -> bool {
+        match self {
+            Self::Ledger(error) => error.is_damage(),
+            Self::Record(error) => {
+                matches!(error, commonware_storage::metadata::Error::Corruption(_))
+            }
+            Self::Pinned { .. } | Self::Family { .. } | Self::Layout { .. } => true,
+        }
+    }
+}
+
+/// A client at work.
+pub struct Core<E: Runtime> {
+    /// Shared state.
+    pub replica: Arc<Replica<E>>,
+    /// Ends with the loop.
+    pub looping: commonware_runtime::Handle<Result<(), Fatal>>,
+    /// Ends with the first failure of the upkeep.
+    pub upkeep: commonware_runtime::Handle<ledger::Error>,
+    /// Reasons to end: a mismatch with nothing to serve, or an equivocation.
+    pub fatal: mpsc::Receiver<String>,
+    stop: watch::Sender<bool>,
+    tasks: Vec<commonware_runtime::Handle<()>>,
+}
+
+/// Opens the storage and starts everything. `registry` names the metrics.
+pub async fn start<E: Runtime>(context: E, registry: &E, setup: Setup) -> Result<Core<E>, Error> {
+    let Setup { connector, policy, sync, directory } = setup;
+    pin(&context, &policy).await?;
+    let generations = Generations::open(context.child("generations")).await?;
+    let family = policy.family;
+    let ledger = open_replica(&context, &generations, family).await?.map(Arc::new);
+    let head = ledger.as_ref().map(|ledger| ledger.head());
+    let metrics = Arc::new(Metrics::new(&registry.child("client")));
+    let store = Store::open(context.child("newest")).await?;
+    let database = policy.database;
+    let known = Known::new(policy, store, head.as_ref(), directory, metrics.clone());
+    let server = format!("{}:{}", connector.host, connector.port);
+    let replica = Arc::new(Replica::new(
+        ledger,
+        known,
+        metrics,
+        family,
+        server,
+        sync.skew,
+        context.current(),
+    ));
+    let (sessions, session) = watch::channel(None);
+    let (links, link) = watch::channel(None);
+    let (tell, fatal) = mpsc::channel(4);
+    let (stop, stopped) = watch::channel(false);
+    let history = sync.history;
+    let connection = Connection {
+        connector,
+        database,
+        replica: replica.clone(),
+        sessions,
+        links,
+        fatal: tell.clone(),
+    };
+    let sync_loop = SyncLoop {
+        context: context.child("loop"),
+        config: sync,
+        replica: replica.clone(),
+        generations,
+        sessions: session,
+        links: link,
+        fatal: tell,
+        stop: stopped,
+    };
+    let connecting = context.child("connection").spawn(move |context| connection.run(context));
+    let looping = context.child("loop").spawn(move |_| sync_loop.run());
+    let measured = replica.clone();
+    let measuring = context.child("measure").spawn(move |context| measure(context, measured));
+    let kept = replica.clone();
+    let upkeep = context.child("upkeep").spawn(move |context| maintain(context, kept, history));
+    let tasks = vec![connecting, measuring];
+    Ok(Core { replica, looping, upkeep, fatal, stop, tasks })
+}
+
+async fn measure<E: Runtime>(context: E, replica: Arc<Replica<E>>) {
+    loop {
+        replica.measure(context.current());
+        context.sleep(MEASURE_INTERVAL).await;
+    }
+}
+
+/// Looks after log and database until that fails.
+async fn maintain<E: Runtime>(
+    context: E,
+    replica: Arc<Replica<E>>,
+    history: ledger::History,
+) -> ledger::Error {
+    loop {
+        context.sleep(MAINTENANCE_INTERVAL).await;
+        let Some(ledger) = replica.ledger.load_full() else { continue };
+        if let Err(error) = ledger.maintain(context.current(), history).await {
+            let current = replica.ledger.load_full();
+            if current.is_some_and(|current| Arc::ptr_eq(&current, &ledger)) {
+                return error;
+            }
+            // Closed in favour of a new generation while this ran.
+        }
+    }
+}
+
+/// Pins the database on first use; refuses another one by name.
+async fn pin<E: Runtime>(context: &E, policy: &Policy) -> Result<(), Error> {
+    const DATABASE: u64 = 0;
+    let config = MetadataConfig { partition: "pinned".into(), codec_config: () };
+    let mut metadata: Metadata<E, U64, DatabaseId> =
+        Metadata::init(context.child("pinned"), config).await?;
+    match metadata.get(&U64::new(DATABASE)) {
+        Some(pinned) if *pinned == policy.database => Ok(()),
+        Some(pinned) => Err(Error::Pinned { pinned: *pinned, configured: policy.database }),
+        None => {
+            metadata.put(U64::new(DATABASE), policy.database);
+            metadata.sync().await?;
+            Ok(())
+        }
+    }
+}
+
+/// Opens the active generation, and removes what the pointer does not name.
+async fn open_replica<E: Runtime>(
+    context: &E,
+    generations: &Generations<E>,
+    family: Family,
+) -> Result<Option<Ledger<E>>, Error> {
+    let Some(active) = generations.active() else { return Ok(None) };
+    let end = generations.building().unwrap_or(active + 1);
+    for garbage in (active.saturating_sub(2)..end).filter(|generation| *generation != active) {
+        Generations::remove(context, family, garbage).await?;
+    }
+    match Ledger::open(context, active, true, |_| {}).await {
+        Ok(Some(ledger)) if ledger.kind().family != family => {
+            Err(Error::Family { found: ledger.kind().family, configured: family })
+        }
+        Ok(ledger) => Ok(ledger),
+        // The log is the truth of what was verified; a database that does not fit it, or cannot
+        // be executed up to it, is built anew by a state sync.
+        Err(
+            error @ (ledger::Error::Lost { .. }
+            | ledger::Error::Diverged { .. }
+            | ledger::Error::ExecutionVersion { .. }),
+        ) => {
+            tracing::warn!(%error, "the replica cannot be opened at its last verified state: syncing anew");
+            Ok(None)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+impl<E: Runtime> Core<E> {
+    /// Ends in order: the loop stops between two commits and syncs the storage.
+    pub async fn drain(self) -> Result<(), Error> {
+        self.stop.send_replace(true);
+        let result = self.looping.await;
+        for task in self.tasks {
+            task.abort();
+        }
+        self.upkeep.abort();
+        match result {
+            Ok(result) => Ok(result?),
+            Err(error) => {
+                tracing::debug!(%error, "the loop was aborted");
+                Ok(())
+            }
+        }
+    }
+}

@@ -1,0 +1,414 @@
+//! A database, the log that it is the sum of, and the signed state that both stand at.
+//!
+//! The publisher writes one, a replica follows with one, and what serves others reads one; so
+//! serving does not depend on owning a database for writing.
+//!
+//! # Durability
+//!
+//! - A commit MUST be in the synced log before it is applied, acknowledged, shown or sent.
+//! - The database MUST NOT be made durable ahead of the log.
+//! - After an error of the log or the database nothing more may be committed in this process.
+//! - Opening executes again what the log holds beyond the database; a different root, or commits
+//!   of another execution version, end it before anything is applied.
+
+use crate::{
+    checkpoint::{SignedCheckpoint, unix_ms},
+    commit_log::{self, Bounds, Commit, CommitLog, Retention},
+    database::{
+        self, Database, EXECUTION_VERSION, Exporter, Fetch, Kind, OpenAt, Prepared, Served,
+        record::CommitMetadata,
+        types::{Change, Digest},
+    },
+    runtime::Runtime,
+};
+use bytes::Bytes;
+use commonware_utils::sync::{AsyncRwLock, Mutex};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::SystemTime,
+};
+use tokio::sync::watch;
+
+/// Bytes of log that sessions in state sync may hold beyond the retention.
+pub const HOLD_BYTES_MAX: u64 = 256 * 1024 * 1024;
+/// Commits that are executed again at once when a ledger is opened.
+const REDO_BATCH: u64 = 32;
+
+/// What went wrong.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The log.
+    #[error(transparent)]
+    Log(#[from] commit_log::Error),
+    /// The database.
+    #[error(transparent)]
+    Database(#[from] database::Error),
+    /// The database is at a state that no kept record leads to: acknowledged data was lost.
+    #[error(
+        "the database stands at {size} operations, root {root}, which no record of the commit log ({first}..={last}) leads to: acknowledged data was lost; restore both from one backup, then run 'syncctl new-epoch'"
+    )]
+    Lost {
+        /// Size of the database.
+        size: u64,
+        /// Its root.
+        root: Digest,
+        /// Oldest sequence in the log.
+        first: u64,
+        /// Newest sequence in the log.
+        last: u64,
+    },
+    /// Commits of another version would have to be executed again.
+    #[error(
+        "commit {sequence} was executed by version {theirs}, this program has {ours}: start the old version once and stop it orderly, so that nothing has to be executed again"
+    )]
+    ExecutionVersion {
+        /// The first such commit.
+        sequence: u64,
+        /// The version that made it.
+        theirs: database::ExecutionVersion,
+        /// This program's.
+        ours: database::ExecutionVersion,
+    },
+    /// Executing a commit gave another state than was signed.
+    #[error("executing commit {sequence} gives root {computed}, but {signed} was signed")]
+    Diverged {
+        /// The commit.
+        sequence: u64,
+        /// What was computed here.
+        computed: Digest,
+        /// What the publisher signed.
+        signed: Digest,
+    },
+}
+
+impl Error {
+    /// Whether the data are damaged, rather than the disk unable.
+    pub const fn is_damage(&self) -> bool {
+        match self {
+            Self::Log(error) => matches!(error, commit_log::Error::Corrupt(_)),
+            Self::Database(error) => matches!(error, database::Error::Corrupt(_)),
+            Self::Lost { .. } | Self::ExecutionVersion { .. } | Self::Diverged { .. } => true,
+        }
+    }
+}
+
+/// How much history is kept.
+#[derive(Clone, Copy, Debug)]
+pub struct History {
+    /// Of the log.
+    pub log: Retention,
+    /// Operations below the floor; `None` keeps all.
+    pub operations: Option<u64>,
+}
+
+/// Keeps the log from `sequence` and the operations from `floor` while it lives.
+pub struct Hold {
+    holds: Arc<Mutex<BTreeMap<u64, (u64, u64)>>>,
+    id: u64,
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.holds.lock().remove(&self.id);
+    }
+}
+
+/// A database with its log.
+pub struct Ledger<E: Runtime> {
+    kind: Kind,
+    generation: u64,
+    database: Arc<AsyncRwLock<Box<dyn Database>>>,
+    log: CommitLog<E>,
+    head: watch::Sender<SignedCheckpoint>,
+    /// Newest sequence that the database itself has made durable.
+    durable: AtomicU64,
+    holds: Arc<Mutex<BTreeMap<u64, (u64, u64)>>>,
+    next_hold: AtomicU64,
+}
+
+impl<E: Runtime> Ledger<E> {
+    /// A ledger that begins with the state of `database`, which `base` describes. The log is
+    /// durable on return.
+    pub async fn create(
+        context: &E,
+        generation: u64,
+        database: Box<dyn Database>,
+        base: SignedCheckpoint,
+    ) -> Result<Self, Error> {
+        let record = Commit::base_record(base, EXECUTION_VERSION);
+        let log = CommitLog::create(context.child("commit_log"), generation, &record).await?;
+        Ok(Self::with(generation, database, log, record.checkpoint))
+    }
+
+    /// Opens the ledger of `generation`, executing again what the database lacks, and shows every
+    /// record kept to `visit`. `None` if there is no log.
+    ///
+    /// With `truncate`, a database ahead of the log is cut back to it (a replica's log is the
+    /// truth of what it had verified); without, that is loss of acknowledged data.
+    pub async fn open(
+        context: &E,
+        generation: u64,
+        truncate: bool,
+        visit: impl FnMut(&Commit),
+    ) -> Result<Option<Self>, Error> {
+        let log = CommitLog::open(context.child("commit_log"), generation, visit).await?;
+        let Some(log) = log else { return Ok(None) };
+        let last = log.read(log.bounds().last).await?;
+        let at = if truncate { OpenAt::AtMost(last.state().size) } else { OpenAt::Latest };
+        let kind = last.kind();
+        let database = database::open(context.child("database"), kind, generation, at).await?;
+        let ledger = Self::with(generation, database, log, last.checkpoint);
+        ledger.redo().await?;
+        Ok(Some(ledger))
+    }
+
+    fn with(
+        generation: u64,
+        database: Box<dyn Database>,
+        log: CommitLog<E>,
+        head: SignedCheckpoint,
+    ) -> Self {
+        let kind = Kind { family: head.checkpoint.family, hash: head.checkpoint.hash };
+        let durable = log.bounds().first;
+        Self {
+            kind,
+            generation,
+            database: Arc::new(AsyncRwLock::new(database)),
+            log,
+            head: watch::Sender::new(head),
+            durable: AtomicU64::new(durable),
+            holds: Arc::default(),
+            next_hold: AtomicU64::new(0),
+        }
+    }
+
+    /// Executes what the log holds beyond the database.
+    async fn redo(&self) -> Result<(), Error> {
+        let state = self.database.read().await.state()?;
+        let Bounds { first, last } = self.log.bounds();
+        let found = self.log.find_size(state.size).await?;
+        let Some(found) = found.filter(|commit| commit.state().root == state.root) else {
+            return Err(Error::Lost { size: state.size, root: state.root, first, last });
+        };
+        let mut next = found.sequence() + 1;
+        self.durable.store(found.sequence(), Ordering::Release);
+        for sequence in next..=last {
+            let theirs = self.log.read(sequence).await?.execution;
+            if theirs != EXECUTION_VERSION {
+                return Err(Error::ExecutionVersion { sequence, theirs, ours: EXECUTION_VERSION });
+            }
+        }
+        if next <= last {
+            tracing::info!(from = next, to = last, "executing again what the database lacks");
+        }
+        while next <= last {
+            let mut commits = Vec::new();
+            for sequence in next..=last.min(next + REDO_BATCH - 1) {
+                commits.push(self.log.read(sequence).await?);
+            }
+            next += commits.len() as u64;
+            let prepared = self.execute(&commits).await?;
+            if let Some(tail) = prepared.last() {
+                self.database.write().await.apply(tail.clone()).await?;
+            }
+        }
+        self.sync().await
+    }
+
+    /// Executes `commits` on top of each other without applying them; every state must be the
+    /// signed one. The results keep each other alive: hold all until the last is applied.
+    pub async fn execute(&self, commits: &[Commit]) -> Result<Vec<Prepared>, Error> {
+        let database = self.database.read().await;
+        let mut chain: Vec<Prepared> = Vec::with_capacity(commits.len());
+        for commit in commits {
+            let prepared =
+                database.prepare(chain.last(), &commit.changes, commit.metadata()).await?;
+            if prepared.state != commit.state() {
+                return Err(Error::Diverged {
+                    sequence: commit.sequence(),
+                    computed: prepared.state.root,
+                    signed: commit.state().root,
+                });
+            }
+            chain.push(prepared);
+        }
+        Ok(chain)
+    }
+
+    /// Executes `changes` on the state that reads see, without applying them.
+    pub async fn prepare(
+        &self,
+        changes: &[Change],
+        metadata: CommitMetadata,
+    ) -> Result<Prepared, Error> {
+        Ok(self.database.read().await.prepare(None, changes, metadata).await?)
+    }
+
+    /// Appends `commits` to the log with one sync, then applies `prepared`, what executing the
+    /// last of them gave.
+    ///
+    /// # Errors
+    ///
+    /// Any error is final for this ledger.
+    pub async fn commit(&self, commits: &[Commit], prepared: Prepared) -> Result<(), Error> {
+        let Some(newest) = commits.last() else { return Ok(()) };
+        self.log.append(commits).await?;
+        let mut database = self.database.write().await;
+        database.apply(prepared).await?;
+        // Under the lock, so that a reader's value and the state it is told belong together.
+        self.head.send_replace(newest.checkpoint.clone());
+        Ok(())
+    }
+
+    /// Takes a later signature of the state that the ledger is at.
+    pub fn resign(&self, checkpoint: SignedCheckpoint) {
+        self.head.send_if_modified(|head| {
+            let newer = head.checkpoint.same_state(&checkpoint.checkpoint)
+                && head.checkpoint.signed_at_ms < checkpoint.checkpoint.signed_at_ms;
+            if newer {
+                *head = checkpoint;
+            }
+            newer
+        });
+    }
+
+    /// Family and hash.
+    pub const fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Which generation of the storage this is.
+    pub const fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// The log.
+    pub const fn log(&self) -> &CommitLog<E> {
+        &self.log
+    }
+
+    /// The state that reads see, signed.
+    pub fn head(&self) -> SignedCheckpoint {
+        self.head.borrow().clone()
+    }
+
+    /// Tells of new states and signatures.
+    pub fn subscribe(&self) -> watch::Receiver<SignedCheckpoint> {
+        self.head.subscribe()
+    }
+
+    /// A value and the state that it was read from.
+    pub async fn get(
+        &self,
+        key: &[u8],
+    ) -> Result<(SignedCheckpoint, Option<Bytes>), database::Error> {
+        let database = self.database.read().await;
+        let head = self.head();
+        Ok((head, database.get(key).await?))
+    }
+
+    /// The first of `keys` that has a value.
+    pub async fn first_existing<'a>(
+        &self,
+        keys: impl Iterator<Item = &'a [u8]> + Send,
+    ) -> Result<Option<&'a [u8]>, database::Error> {
+        let database = self.database.read().await;
+        for key in keys {
+            if database.get(key).await?.is_some() {
+                return Ok(Some(key));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Answers a request for operations.
+    pub async fn serve(&self, fetch: Fetch, bytes_max: usize) -> Result<Served, database::Error> {
+        self.database.read().await.serve(fetch, bytes_max).await
+    }
+
+    /// The Merkle nodes that stand for everything before `location`.
+    pub async fn pinned_nodes(&self, location: u64) -> Result<Vec<Digest>, database::Error> {
+        self.database.read().await.pinned_nodes(location).await
+    }
+
+    /// Begins an export of the state that reads see; the hold keeps it readable.
+    pub async fn export(&self) -> (SignedCheckpoint, Exporter, Hold) {
+        let _database = self.database.read().await;
+        let head = self.head();
+        let hold = self.hold(&head);
+        let (size, floor) = (head.checkpoint.size, head.checkpoint.floor);
+        (head, Exporter::new(self.database.clone(), size, floor), hold)
+    }
+
+    /// Keeps what a replica needs that is building the state of `checkpoint`.
+    pub fn hold(&self, checkpoint: &SignedCheckpoint) -> Hold {
+        let id = self.next_hold.fetch_add(1, Ordering::Relaxed);
+        let checkpoint = &checkpoint.checkpoint;
+        self.holds.lock().insert(id, (checkpoint.sequence, checkpoint.floor));
+        Hold { holds: self.holds.clone(), id }
+    }
+
+    /// Makes the applied state durable in the background of reads, then trims the log and prunes
+    /// operations. Called now and then by the owner.
+    pub async fn maintain(&self, now: SystemTime, history: History) -> Result<(), Error> {
+        let (handle, sequence) = {
+            let mut database = self.database.write().await;
+            let sequence = self.head.borrow().checkpoint.sequence;
+            if sequence == self.durable.load(Ordering::Acquire) {
+                (None, sequence)
+            } else {
+                (Some(database.start_sync().await?), sequence)
+            }
+        };
+        if let Some(handle) = handle {
+            handle.await.map_err(|error| database::Error::Storage(error.to_string()))?;
+            self.durable.store(sequence, Ordering::Release);
+        }
+        self.trim(now, history).await?;
+        self.prune(history).await
+    }
+
+    async fn trim(&self, now: SystemTime, history: History) -> Result<(), Error> {
+        let mut keep_from = self.durable.load(Ordering::Acquire);
+        if self.log.bytes() <= history.log.bytes.saturating_add(HOLD_BYTES_MAX) {
+            let held = self.holds.lock().values().map(|(sequence, _)| *sequence).min();
+            keep_from = keep_from.min(held.unwrap_or(u64::MAX));
+        }
+        Ok(self.log.trim(history.log, unix_ms(now), keep_from).await?)
+    }
+
+    async fn prune(&self, history: History) -> Result<(), Error> {
+        let Some(retained) = history.operations else { return Ok(()) };
+        let floor = self.head.borrow().checkpoint.floor;
+        let held = self.holds.lock().values().map(|(_, floor)| *floor).min();
+        let location = floor.saturating_sub(retained).min(held.unwrap_or(u64::MAX));
+        let mut database = self.database.write().await;
+        // Files are dropped as a whole; asking for less than one is only work.
+        if location >= database.retained_from()? + PRUNE_STEP {
+            database.prune(location).await?;
+        }
+        Ok(())
+    }
+
+    /// Makes log and database durable so that opening has nothing to repair.
+    pub async fn sync(&self) -> Result<(), Error> {
+        self.log.sync().await?;
+        let mut database = self.database.write().await;
+        database.sync().await?;
+        self.durable.store(self.head.borrow().checkpoint.sequence, Ordering::Release);
+        Ok(())
+    }
+
+    /// Gives the storage back. Reads and commits fail from here on.
+    pub async fn close(&self) {
+        self.log.close().await;
+        *self.database.write().await = Box::new(database::Closed);
+    }
+}
+
+/// Operations below which pruning is not worth its cost.
+const PRUNE_STEP: u64 = 32_768;

@@ -1,0 +1,532 @@
+//! The client's side of a connection: dial, handshake, many requests in flight.
+
+use super::{
+    HANDSHAKE_TIMEOUT, KEEPALIVE_INTERVAL, REQUEST_TIMEOUT,
+    frames::{self, Guard},
+    upgrader,
+};
+use crate::{
+    runtime::Runtime,
+    wire::{
+        ClientMessage, FRAME_BYTES_MAX, Hello, NAMESPACE, Refused, Reply, Request, Response,
+        ServerMessage, Welcome,
+    },
+};
+use bytes::Bytes;
+use commonware_codec::{DecodeExt as _, Encode as _, EncodeSize as _};
+use commonware_cryptography::{
+    ed25519::{PrivateKey, PublicKey},
+    handshake::sake::Error as SakeError,
+};
+use commonware_stream::{Upgrader as _, cups, sake, utils::TimeoutError};
+use commonware_utils::sync::Mutex;
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// Bytes of commits that a server may send ahead of what was executed here.
+pub const CREDIT_BYTES: u32 = 4 * 1024 * 1024;
+/// What the smallest commit costs, so that credit bounds their number as well.
+pub const ITEM_BYTES_MIN: u32 = 1024;
+/// Items of a stream that may wait here: what credit allows, and heartbeats between them.
+const STREAM_ITEMS_MAX: usize = (CREDIT_BYTES / ITEM_BYTES_MIN) as usize + 64;
+
+/// What an item of `size` bytes takes from a stream's credit.
+pub fn item_cost(size: usize) -> u32 {
+    u32::try_from(size).unwrap_or(u32::MAX).max(ITEM_BYTES_MIN)
+}
+
+/// Why a connection could not be made, or a request not be answered.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum LinkError {
+    /// No address for the name.
+    #[error("cannot resolve '{host}': {message}")]
+    Resolve {
+        /// The name.
+        host: String,
+        /// Why.
+        message: String,
+    },
+    /// Nobody answers there.
+    #[error("cannot connect to {0}")]
+    Connect(SocketAddr),
+    /// The two clocks differ too much.
+    #[error(
+        "clock skew: the server's clock is {skew:?} off, more than the {allowed:?} allowed by --handshake-skew"
+    )]
+    ClockSkew {
+        /// The difference.
+        skew: Duration,
+        /// What is allowed.
+        allowed: Duration,
+    },
+    /// The handshake failed.
+    #[error("handshake failed: {0}")]
+    Handshake(String),
+    /// The server speaks nonsense.
+    #[error("protocol violation: {0}")]
+    Protocol(&'static str),
+    /// The server said no.
+    #[error("{0}")]
+    Refused(Refused),
+    /// No answer in time.
+    #[error("no answer within {0:?}")]
+    Timeout(Duration),
+    /// The connection is closed.
+    #[error("connection closed")]
+    Closed,
+}
+
+impl LinkError {
+    /// Word for the label of metrics.
+    pub const fn reason(&self) -> &'static str {
+        match self {
+            Self::Resolve { .. } => "resolve",
+            Self::Connect(_) => "connect",
+            Self::ClockSkew { .. } => "clock_skew",
+            Self::Handshake(_) => "handshake",
+            Self::Protocol(_) => "protocol",
+            Self::Refused(refused) => refused.code.as_str(),
+            Self::Timeout(_) => "timeout",
+            Self::Closed => "closed",
+        }
+    }
+}
+
+/// How to reach a server and what to prove to it.
+#[derive(Clone)]
+pub struct Connector {
+    /// Name or address.
+    pub host: String,
+    /// Port.
+    pub port: u16,
+    /// The server's transport key.
+    pub server: PublicKey,
+    /// Our transport key.
+    pub identity: PrivateKey,
+    /// Clock difference tolerated.
+    pub skew: Duration,
+}
+
+/// A connection whose handshake is done.
+pub struct Connected<E: Runtime> {
+    /// The connection.
+    pub link: Arc<Link<E>>,
+    /// What the server said of itself.
+    pub welcome: Welcome,
+    /// Address that was reached.
+    pub address: SocketAddr,
+}
+
+impl Connector {
+    /// Resolves, dials, proves and greets. `received` counts every byte that comes.
+    pub async fn connect<E: Runtime>(
+        &self,
+        context: E,
+        hello: &Hello,
+        received: Arc<AtomicU64>,
+    ) -> Result<Connected<E>, LinkError> {
+        let mut last = LinkError::Resolve { host: self.host.clone(), message: "no address".into() };
+        for address in self.resolve(&context).await? {
+            match self.connect_to(context.child("link"), address, hello, received.clone()).await {
+                Ok((link, welcome)) => return Ok(Connected { link, welcome, address }),
+                Err(error @ LinkError::Connect(_)) => last = error,
+                Err(error) => return Err(error),
+            }
+        }
+        Err(last)
+    }
+
+    async fn resolve<E: Runtime>(&self, context: &E) -> Result<Vec<SocketAddr>, LinkError> {
+        if let Ok(address) = self.host.parse::<IpAddr>() {
+            return Ok(vec![SocketAddr::new(address, self.port)]);
+        }
+        let addresses = context.resolve(&self.host).await.map_err(|error| LinkError::Resolve {
+            host: self.host.clone(),
+            message: error.to_string(),
+        })?;
+        Ok(addresses.into_iter().map(|address| SocketAddr::new(address, self.port)).collect())
+    }
+
+    async fn connect_to<E: Runtime>(
+        &self,
+        context: E,
+        address: SocketAddr,
+        hello: &Hello,
+        received: Arc<AtomicU64>,
+    ) -> Result<(Arc<Link<E>>, Welcome), LinkError> {
+        let (sink, stream) =
+            context.dial(address).await.map_err(|_| LinkError::Connect(address))?;
+        let (sender, receiver) = upgrader(self.identity.clone(), self.skew)
+            .dial(
+                context.child("handshake"),
+                NAMESPACE,
+                FRAME_BYTES_MAX,
+                self.server.clone(),
+                stream,
+                sink,
+            )
+            .await
+            .map_err(|error| self.name_handshake_error(error))?;
+        let (outgoing, mut incoming, guard) = frames::spawn(&context, sender, receiver).split();
+        outgoing.send(hello.encode()).await.map_err(|_| LinkError::Closed)?;
+        let reply = tokio::select! {
+            frame = incoming.recv() => frame.ok_or_else(|| LinkError::Handshake(
+                "the server closed the connection without a word: it may not authorise this \
+                 client's key, or have another key than --server-key says".into()))?,
+            () = context.sleep(HANDSHAKE_TIMEOUT) => return Err(LinkError::Timeout(HANDSHAKE_TIMEOUT)),
+        };
+        match Reply::decode(reply).map_err(|_| LinkError::Protocol("undecodable reply"))? {
+            Reply::Welcome(welcome) => {
+                let link = Link::start(context, outgoing, incoming, guard, received);
+                Ok((link, *welcome))
+            }
+            Reply::Refused(refused) => Err(LinkError::Refused(refused)),
+        }
+    }
+
+    /// Says in words what a failed handshake most likely means.
+    fn name_handshake_error(
+        &self,
+        error: TimeoutError<<cups::Cups<sake::Sake<PrivateKey>, commonware_cryptography::ChaCha20Poly1305> as commonware_stream::Upgrader>::Error>,
+    ) -> LinkError {
+        let text = error.to_string();
+        if let Some(SakeError::InvalidTimestamp(theirs, window)) = find_source::<SakeError>(&error) {
+            let middle = window.start + (window.end - window.start) / 2;
+            return LinkError::ClockSkew {
+                skew: Duration::from_millis(theirs.abs_diff(middle)),
+                allowed: self.skew,
+            };
+        }
+        if text.contains("timestamp") {
+            return LinkError::ClockSkew { skew: skew_of(&text), allowed: self.skew };
+        }
+        if matches!(error, TimeoutError::Timeout) {
+            return LinkError::Timeout(HANDSHAKE_TIMEOUT);
+        }
+        LinkError::Handshake(format!(
+            "{text}; the server may have another key than --server-key says, or not authorise this client's key"
+        ))
+    }
+}
+
+/// The first error of type `T` in the chain of causes.
+fn find_source<'a, T: std::error::Error + 'static>(
+    error: &'a (dyn std::error::Error + 'static),
+) -> Option<&'a T> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(found) = error.downcast_ref() {
+            return Some(found);
+        }
+        next = error.source();
+    }
+    None
+}
+
+/// The difference in "timestamp T not in A..B", for causes that are only given as text.
+fn skew_of(text: &str) -> Duration {
+    let numbers: Vec<u64> = text
+        .split(|c: char| !c.is_ascii_digit())
+        .filter_map(|word| word.parse().ok())
+        .collect();
+    match numbers[..] {
+        [.., theirs, start, end] => {
+            Duration::from_millis(theirs.abs_diff(start + end.saturating_sub(start) / 2))
+        }
+        _ => Duration::ZERO,
+    }
+}
+
+/// Where the answers to a request go.
+enum Pending {
+    Once(oneshot::Sender<Response>),
+    Stream { items: mpsc::Sender<Response>, credit: Arc<AtomicU64> },
+}
+
+/// An open connection.
+pub struct Link<E: Runtime> {
+    context: E,
+    outgoing: mpsc::Sender<Bytes>,
+    pending: Arc<Mutex<HashMap<u64, Pending>>>,
+    next_id: AtomicU64,
+    closed: watch::Receiver<Option<LinkError>>,
+    close: watch::Sender<Option<LinkError>>,
+    _guard: Guard,
+}
+
+/// Items that a server pushes for one request. Dropping it cancels the request.
+pub struct Stream<E: Runtime> {
+    id: u64,
+    link: Arc<Link<E>>,
+    items: mpsc::Receiver<Response>,
+    credit: Arc<AtomicU64>,
+    owed: u32,
+    /// How the server ended the stream, until somebody asks.
+    ended: Option<Refused>,
+}
+
+impl<E: Runtime> Link<E> {
+    fn start(
+        context: E,
+        outgoing: mpsc::Sender<Bytes>,
+        incoming: mpsc::Receiver<Bytes>,
+        guard: Guard,
+        received: Arc<AtomicU64>,
+    ) -> Arc<Self> {
+        let pending = Arc::new(Mutex::new(HashMap::new()));
+        let (close, closed) = watch::channel(None);
+        let dispatch = Dispatcher {
+            pending: pending.clone(),
+            close: close.clone(),
+            received,
+        };
+        context.child("dispatcher").spawn(move |_| dispatch.run(incoming));
+        let keepalive = (outgoing.clone(), closed.clone());
+        context.child("keepalive").spawn(move |context| keep_alive(context, keepalive.0, keepalive.1));
+        Arc::new(Self {
+            context,
+            outgoing,
+            pending,
+            next_id: AtomicU64::new(0),
+            closed,
+            close,
+            _guard: guard,
+        })
+    }
+
+    /// Asks and waits for the answer.
+    pub async fn request(&self, request: Request) -> Result<Response, LinkError> {
+        let (answer, answered) = oneshot::channel();
+        let id = self.send(request, Pending::Once(answer)).await?;
+        tokio::select! {
+            response = answered => match response {
+                Ok(Response::Refused(refused)) => Err(LinkError::Refused(refused)),
+                Ok(response) => Ok(response),
+                Err(_) => Err(self.why_closed()),
+            },
+            () = self.context.sleep(REQUEST_TIMEOUT) => {
+                self.pending.lock().remove(&id);
+                self.tell(ClientMessage::Cancel { id });
+                Err(LinkError::Timeout(REQUEST_TIMEOUT))
+            }
+        }
+    }
+
+    /// Asks for a stream of commits after `sequence`.
+    pub async fn follow(self: &Arc<Self>, sequence: u64) -> Result<Stream<E>, LinkError> {
+        self.stream(Request::Follow { sequence, credit: CREDIT_BYTES }).await
+    }
+
+    /// Asks for a stream of checkpoints while the state of `target` is fetched.
+    pub async fn watch(self: &Arc<Self>, target: u64) -> Result<Stream<E>, LinkError> {
+        self.stream(Request::Watch { target }).await
+    }
+
+    async fn stream(self: &Arc<Self>, request: Request) -> Result<Stream<E>, LinkError> {
+        let (sender, items) = mpsc::channel(STREAM_ITEMS_MAX);
+        let credit = Arc::new(AtomicU64::new(u64::from(CREDIT_BYTES)));
+        let pending = Pending::Stream { items: sender, credit: credit.clone() };
+        let id = self.send(request, pending).await?;
+        Ok(Stream { id, link: self.clone(), items, credit, owed: 0, ended: None })
+    }
+
+    async fn send(&self, request: Request, pending: Pending) -> Result<u64, LinkError> {
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        self.pending.lock().insert(id, pending);
+        let message = ClientMessage::Request { id, trace: None, request };
+        // The dispatcher closes what is pending when the connection ends, so check after insert.
+        if self.closed.borrow().is_some() || self.outgoing.send(message.encode()).await.is_err() {
+            self.pending.lock().remove(&id);
+            return Err(self.why_closed());
+        }
+        Ok(id)
+    }
+
+    /// Sends what needs no answer; lost if the queue is full or closed.
+    fn tell(&self, message: ClientMessage) {
+        let _ = self.outgoing.try_send(message.encode());
+    }
+
+    /// Closes the connection for `error`.
+    pub fn close(&self, error: LinkError) {
+        self.close.send_if_modified(|closed| {
+            let first = closed.is_none();
+            closed.get_or_insert(error);
+            first
+        });
+        self.pending.lock().clear();
+    }
+
+    /// Why the connection is closed; [`LinkError::Closed`] if nobody said more.
+    pub fn why_closed(&self) -> LinkError {
+        self.closed.borrow().clone().unwrap_or(LinkError::Closed)
+    }
+
+    /// Whether the connection is closed.
+    pub fn is_closed(&self) -> bool {
+        self.closed.borrow().is_some()
+    }
+
+    /// Waits until the connection is closed.
+    pub async fn closed(&self) -> LinkError {
+        let mut closed = self.closed.clone();
+        let result = match closed.wait_for(Option::is_some).await {
+            Ok(reason) => reason.clone().unwrap_or(LinkError::Closed),
+            Err(_) => LinkError::Closed,
+        };
+        result
+    }
+}
+
+impl<E: Runtime> Stream<E> {
+    /// The next item; credit for the one before is given back.
+    pub async fn next(&mut self) -> Result<Response, LinkError> {
+        self.repay();
+        if let Some(refused) = self.ended.take() {
+            return Err(LinkError::Refused(refused));
+        }
+        match self.items.recv().await {
+            Some(Response::Refused(refused)) => Err(LinkError::Refused(refused)),
+            Some(item) => {
+                self.account(&item);
+                Ok(item)
+            }
+            None => Err(self.link.why_closed()),
+        }
+    }
+
+    /// An item that is already here. The end of the stream is left to [`Self::next`].
+    pub fn try_next(&mut self) -> Option<Response> {
+        match self.items.try_recv().ok()? {
+            Response::Refused(refused) => {
+                self.ended = Some(refused);
+                None
+            }
+            item => {
+                self.account(&item);
+                Some(item)
+            }
+        }
+    }
+
+    fn account(&mut self, item: &Response) {
+        if let Response::Commit(commit) = item {
+            self.owed = self.owed.saturating_add(item_cost(commit.encode_size()));
+        }
+    }
+
+    /// Gives credit back in large steps, so that it costs few messages.
+    fn repay(&mut self) {
+        if self.owed < CREDIT_BYTES / 4 {
+            return;
+        }
+        let message = ClientMessage::Credit { id: self.id, bytes: self.owed };
+        if self.link.outgoing.try_send(message.encode()).is_ok() {
+            self.credit.fetch_add(u64::from(self.owed), Ordering::AcqRel);
+            self.owed = 0;
+        }
+    }
+}
+
+impl<E: Runtime> Drop for Stream<E> {
+    fn drop(&mut self) {
+        self.link.pending.lock().remove(&self.id);
+        self.link.tell(ClientMessage::Cancel { id: self.id });
+    }
+}
+
+/// Sends pings until the connection is closed.
+async fn keep_alive<E: Runtime>(
+    context: E,
+    outgoing: mpsc::Sender<Bytes>,
+    mut closed: watch::Receiver<Option<LinkError>>,
+) {
+    loop {
+        tokio::select! {
+            () = context.sleep(KEEPALIVE_INTERVAL) => {}
+            _ = closed.wait_for(Option::is_some) => return,
+        }
+        if outgoing.send(ClientMessage::Ping.encode()).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Gives every frame to whom it belongs.
+struct Dispatcher {
+    pending: Arc<Mutex<HashMap<u64, Pending>>>,
+    close: watch::Sender<Option<LinkError>>,
+    received: Arc<AtomicU64>,
+}
+
+impl Dispatcher {
+    async fn run(self, mut incoming: mpsc::Receiver<Bytes>) {
+        let mut closed = self.close.subscribe();
+        let reason = loop {
+            let frame = tokio::select! {
+                frame = incoming.recv() => frame,
+                _ = closed.wait_for(Option::is_some) => break LinkError::Closed,
+            };
+            let Some(frame) = frame else { break LinkError::Closed };
+            self.received.fetch_add(frame.len() as u64, Ordering::Relaxed);
+            if let Err(error) = self.dispatch(frame) {
+                break error;
+            }
+        };
+        self.close.send_if_modified(|closed| {
+            let first = closed.is_none();
+            closed.get_or_insert(reason);
+            first
+        });
+        // Everybody who waits is told.
+        self.pending.lock().clear();
+    }
+
+    fn dispatch(&self, frame: Bytes) -> Result<(), LinkError> {
+        let size = frame.len();
+        let message = ServerMessage::decode(frame)
+            .map_err(|_| LinkError::Protocol("undecodable message"))?;
+        let ServerMessage::Response { id, response } = message else { return Ok(()) };
+        let mut pending = self.pending.lock();
+        match pending.remove(&id) {
+            // Cancelled meanwhile.
+            None => Ok(()),
+            Some(Pending::Once(answer)) => {
+                let _ = answer.send(response);
+                Ok(())
+            }
+            Some(Pending::Stream { items, credit }) => {
+                let is_end = matches!(response, Response::Refused(_));
+                if matches!(response, Response::Commit(_)) {
+                    take_credit(&credit, size)?;
+                }
+                match items.try_send(response) {
+                    Ok(()) if !is_end => {
+                        pending.insert(id, Pending::Stream { items, credit });
+                        Ok(())
+                    }
+                    Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => Ok(()),
+                    Err(mpsc::error::TrySendError::Full(_)) => {
+                        Err(LinkError::Protocol("more was sent than asked for"))
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Takes an item's cost from the credit; a server may overdraw it by one item only.
+fn take_credit(credit: &AtomicU64, size: usize) -> Result<(), LinkError> {
+    let taken = credit.fetch_update(Ordering::AcqRel, Ordering::Acquire, |credit| {
+        (credit > 0).then(|| credit.saturating_sub(u64::from(item_cost(size))))
+    });
+    taken.map(|_| ()).map_err(|_| LinkError::Protocol("more was sent than credit allows"))
+}

@@ -1,0 +1,119 @@
+//! Building a replica in a new generation while the old one serves.
+
+use super::{LinkSource, Progress};
+use crate::{
+    checkpoint::SignedCheckpoint,
+    database::{self, FetchError, Generations, Kind, State, StateSync, SyncError},
+    ledger::{self, Ledger},
+    runtime::Runtime,
+};
+use std::{
+    num::{NonZeroU64, NonZeroUsize},
+    sync::Arc,
+};
+
+/// How to fetch.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// Operations per request.
+    pub batch: NonZeroU64,
+    /// Requests in flight.
+    pub outstanding: NonZeroUsize,
+}
+
+/// Why no new generation was adopted. The last good one is untouched.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The target's operations are no longer held: take a newer target.
+    #[error("the operations of this target were pruned")]
+    Pruned,
+    /// The operations were proved, but do not add up to the signed state.
+    #[error("the synced state is not the signed one: {0}")]
+    NotTheSignedState(String),
+    /// Called off.
+    #[error("cancelled")]
+    Cancelled,
+    /// Our own storage.
+    #[error(transparent)]
+    Ledger(#[from] ledger::Error),
+}
+
+impl From<database::Error> for Error {
+    fn from(error: database::Error) -> Self {
+        Self::Ledger(error.into())
+    }
+}
+
+/// Builds the state of `target` in the generation under construction and adopts it. What an
+/// interrupted attempt left there is used again.
+pub async fn run<E: Runtime>(
+    context: &E,
+    generations: &mut Generations<E>,
+    target: &SignedCheckpoint,
+    config: Config,
+    source: LinkSource<E>,
+    progress: &Arc<Progress>,
+) -> Result<Ledger<E>, Error> {
+    let checkpoint = &target.checkpoint;
+    let kind = Kind { family: checkpoint.family, hash: checkpoint.hash };
+    let generation = generations.build().await?;
+    progress.begin(checkpoint.size);
+    let wanted = StateSync {
+        operations_root: checkpoint.operations_root,
+        floor: checkpoint.floor,
+        size: checkpoint.size,
+        batch: config.batch,
+        outstanding: config.outstanding,
+    };
+    let built = database::state_sync(
+        context.child("database"),
+        kind,
+        generation,
+        wanted,
+        Arc::new(source),
+    )
+    .await;
+    let mismatch = match built {
+        Ok(database) => {
+            let state = database.state()?;
+            if state == signed_state(target) {
+                let ledger = Ledger::create(context, generation, database, target.clone()).await?;
+                generations.adopt(generation).await?;
+                return Ok(ledger);
+            }
+            format!("root {} instead of {}", state.root, checkpoint.root)
+        }
+        Err(SyncError::Source(FetchError::Pruned)) => return Err(Error::Pruned),
+        Err(SyncError::Source(FetchError::Cancelled)) => return Err(Error::Cancelled),
+        Err(SyncError::RootMismatch(text)) => text,
+        Err(SyncError::Database(error)) => {
+            // What an interrupted attempt left may not open (a torn import): begin anew.
+            discard(context, generations, kind, generation).await?;
+            return Err(error.into());
+        }
+    };
+    discard(context, generations, kind, generation).await?;
+    Err(Error::NotTheSignedState(mismatch))
+}
+
+/// Drops the generation under construction.
+async fn discard<E: Runtime>(
+    context: &E,
+    generations: &mut Generations<E>,
+    kind: Kind,
+    generation: u64,
+) -> Result<(), Error> {
+    generations.abandon(generation).await?;
+    Generations::remove(context, kind.family, generation).await?;
+    Ok(())
+}
+
+/// The state that a checkpoint describes.
+const fn signed_state(signed: &SignedCheckpoint) -> State {
+    State {
+        size: signed.checkpoint.size,
+        floor: signed.checkpoint.floor,
+        root: signed.checkpoint.root,
+        operations_root: signed.checkpoint.operations_root,
+    }
+}

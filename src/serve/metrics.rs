@@ -1,0 +1,99 @@
+//! What a serving process measures of its peers.
+
+use commonware_runtime::{
+    Metrics as Registry,
+    telemetry::metrics::Registered,
+};
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+};
+
+/// Buckets that resolve 1 ms to 100 s.
+pub const DURATION_BUCKETS: [f64; 16] = [
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0,
+    100.0,
+];
+
+/// Kind of a request.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct RequestLabel {
+    /// `checkpoint`, `operations`, `boundary`, `follow` or `watch`.
+    pub request: &'static str,
+}
+
+/// Kind and outcome of a request.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct ResultLabel {
+    /// As in [`RequestLabel`].
+    pub request: &'static str,
+    /// `ok`, or the code of the refusal.
+    pub result: &'static str,
+}
+
+/// Why a peer was turned away.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct ReasonLabel {
+    /// `connections`, `handshake_rate`, `handshake`, `unauthorized`, `unsupported_version`,
+    /// `mismatch`, `malformed` or `streams`.
+    pub reason: &'static str,
+}
+
+type Durations = Family<RequestLabel, Histogram, fn() -> Histogram>;
+
+/// Metrics of sessions; registered as `syncd_server_*`.
+pub struct Metrics {
+    /// Open sessions.
+    pub sessions: Registered<Gauge>,
+    /// Sessions that follow the log.
+    pub followers: Registered<Gauge>,
+    /// Requests by kind and outcome.
+    pub requests: Registered<Family<ResultLabel, Counter>>,
+    /// Seconds from a request's arrival to its answer's queueing.
+    pub request_duration: Registered<Durations>,
+    /// Peers turned away.
+    pub rejected: Registered<Family<ReasonLabel, Counter>>,
+    /// Requests that had to wait for their key's quota.
+    pub throttled: Registered<Counter>,
+}
+
+impl Metrics {
+    /// Registers the metrics under `registry`'s name.
+    pub fn new(registry: &impl Registry) -> Self {
+        let histogram: fn() -> Histogram = || Histogram::new(DURATION_BUCKETS);
+        Self {
+            sessions: registry.register("sessions", "Open sessions of replicas", Gauge::default()),
+            followers: registry.register(
+                "followers",
+                "Sessions that follow the commit log",
+                Gauge::default(),
+            ),
+            requests: registry.register(
+                "requests",
+                "Requests of replicas by kind and outcome",
+                Family::default(),
+            ),
+            request_duration: registry.register(
+                "request_duration_seconds",
+                "Seconds from the arrival of a request until its answer is ready",
+                Family::new_with_constructor(histogram),
+            ),
+            rejected: registry.register(
+                "rejected",
+                "Connections and requests turned away by reason",
+                Family::default(),
+            ),
+            throttled: registry.register(
+                "throttled",
+                "Requests that waited for the quota of their key",
+                Counter::default(),
+            ),
+        }
+    }
+
+    /// Counts a peer turned away.
+    pub fn reject(&self, reason: &'static str) {
+        self.rejected.get_or_create(&ReasonLabel { reason }).inc();
+    }
+}
+

@@ -1,0 +1,497 @@
+//! One connected replica: its greeting, its requests, its streams.
+
+use super::{
+    Shared, limits,
+    metrics::{RequestLabel, ResultLabel},
+};
+use crate::{
+    checkpoint::SignedCheckpoint,
+    commit_log,
+    database::{EXECUTION_VERSION, Error as DatabaseError, Fetch, types::Mode},
+    link::{Frames, HANDSHAKE_TIMEOUT, item_cost},
+    runtime::Runtime,
+    wire::{
+        ClientMessage, Code, FRAME_BYTES_MAX, Hello, RESPONSE_BYTES_MAX, RESPONSE_OPERATIONS_MAX,
+        Refused, Reply, Request, Response, ServerMessage, WIRE_VERSION, Welcome, peek_wire_version,
+    },
+};
+use bytes::Bytes;
+use commonware_codec::{DecodeExt as _, Encode as _, EncodeSize as _};
+use commonware_cryptography::ed25519::PublicKey;
+use commonware_utils::sync::Mutex;
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    num::NonZeroU64,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
+
+/// A stream's allowance.
+struct Credit {
+    bytes: AtomicI64,
+    more: Notify,
+}
+
+/// What the tasks of one session share.
+struct Session<E: Runtime> {
+    shared: Arc<Shared<E>>,
+    key: PublicKey,
+    outgoing: mpsc::Sender<Bytes>,
+    in_flight: Arc<Semaphore>,
+    tasks: Mutex<HashMap<u64, Work>>,
+}
+
+/// A request that is being worked on.
+struct Work {
+    task: Option<commonware_runtime::Handle<()>>,
+    credit: Option<Arc<Credit>>,
+}
+
+/// Serves one connection until it ends, misbehaves, or the server drains.
+pub(super) async fn run<E: Runtime>(
+    context: E,
+    shared: &Arc<Shared<E>>,
+    key: PublicKey,
+    address: SocketAddr,
+    frames: Frames,
+) {
+    let (outgoing, mut incoming, _guard) = frames.split();
+    match greet(&context, shared, &outgoing, &mut incoming).await {
+        Ok(hello) => {
+            let size = hello.newest.as_ref().map_or(0, |newest| newest.checkpoint.size);
+            tracing::info!(%address, client = %key, size, "replica connected");
+        }
+        Err(refused) => {
+            shared.metrics.reject(refused.code.as_str());
+            tracing::info!(%address, client = %key, reason = %refused, "replica refused");
+            let _ = outgoing.send(Reply::Refused(refused).encode()).await;
+            flush(&context, &outgoing).await;
+            return;
+        }
+    }
+    let session = Arc::new(Session {
+        shared: shared.clone(),
+        key: key.clone(),
+        outgoing,
+        in_flight: Arc::new(Semaphore::new(limits::REQUESTS_IN_FLIGHT_MAX)),
+        tasks: Mutex::new(HashMap::new()),
+    });
+    let reason = listen(&context, &session, &mut incoming).await;
+    session.tasks.lock().clear();
+    tracing::info!(%address, client = %key, reason, "replica disconnected");
+}
+
+/// Gives the writer time to send what is queued, since dropping the connection drops the queue.
+async fn flush<E: Runtime>(context: &E, outgoing: &mpsc::Sender<Bytes>) {
+    for _ in 0..100 {
+        if outgoing.capacity() == outgoing.max_capacity() {
+            break;
+        }
+        context.sleep(Duration::from_millis(5)).await;
+    }
+    context.sleep(Duration::from_millis(20)).await;
+}
+
+/// Reads the client's first message and answers it.
+async fn greet<E: Runtime>(
+    context: &E,
+    shared: &Shared<E>,
+    outgoing: &mpsc::Sender<Bytes>,
+    incoming: &mut mpsc::Receiver<Bytes>,
+) -> Result<Hello, Refused> {
+    let frame = tokio::select! {
+        frame = incoming.recv() => frame,
+        () = context.sleep(HANDSHAKE_TIMEOUT) => None,
+    };
+    let frame = frame.ok_or_else(|| Refused::new(Code::Malformed, "no greeting"))?;
+    let wire = peek_wire_version(&frame);
+    if wire != Some(WIRE_VERSION) {
+        return Err(Refused::new(
+            Code::UnsupportedVersion,
+            format!("this server speaks wire version {WIRE_VERSION}, the client {}", wire.unwrap_or(0)),
+        ));
+    }
+    let hello =
+        Hello::decode(frame).map_err(|_| Refused::new(Code::Malformed, "undecodable greeting"))?;
+    check_match(shared, &hello)?;
+    check_memory(shared, &hello)?;
+    let head = shared.ledger.head();
+    let welcome = Welcome {
+        execution: EXECUTION_VERSION,
+        hash: shared.ledger.kind().hash,
+        checkpoint: head,
+        log_first: shared.ledger.log().bounds().first,
+        operations_max: RESPONSE_OPERATIONS_MAX,
+        bytes_max: u32::try_from(RESPONSE_BYTES_MAX).unwrap_or(FRAME_BYTES_MAX),
+        requests_max: u32::try_from(limits::REQUESTS_IN_FLIGHT_MAX).unwrap_or(u32::MAX),
+        heartbeat_interval: shared.config.heartbeat_interval,
+    };
+    let _ = outgoing.send(Reply::Welcome(Box::new(welcome)).encode()).await;
+    Ok(hello)
+}
+
+/// Database, family and mode must be the ones served.
+fn check_match<E: Runtime>(shared: &Shared<E>, hello: &Hello) -> Result<(), Refused> {
+    let head = shared.ledger.head().checkpoint;
+    let mismatch = |text: String| Err(Refused::new(Code::Mismatch, text));
+    if hello.family != head.family {
+        return mismatch(format!(
+            "this server has a database of family '{}', the client wants '{}'",
+            head.family, hello.family
+        ));
+    }
+    if hello.mode != Mode::Full {
+        return mismatch("this server serves mode 'full' only".into());
+    }
+    match hello.database {
+        Some(database) if database != head.database => mismatch(format!(
+            "this server has database {}, the client has pinned {database}",
+            head.database
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// A client may hold what we signed and forgot (DESIGN §3.1).
+fn check_memory<E: Runtime>(shared: &Shared<E>, hello: &Hello) -> Result<(), Refused> {
+    let (Some((publisher, tell)), Some(claim)) = (&shared.config.publisher, &hello.newest) else {
+        return Ok(());
+    };
+    // Read after the claim came: our own head cannot be older than it by honest means.
+    let head = shared.ledger.head().checkpoint;
+    let ours = claim.publisher == *publisher && claim.checkpoint.database == head.database;
+    let beyond = claim.checkpoint.sequence > head.sequence;
+    let other = claim.checkpoint.sequence == head.sequence && !claim.checkpoint.same_state(&head);
+    if !ours || !(beyond || other) || !claim.signature_is_valid() {
+        return Ok(());
+    }
+    tell(claim.clone());
+    Err(Refused::new(
+        Code::Internal,
+        format!("this server forgot its own commit {}", claim.checkpoint.sequence),
+    ))
+}
+
+/// Reads messages until there is a reason to stop.
+async fn listen<E: Runtime>(
+    context: &E,
+    session: &Arc<Session<E>>,
+    incoming: &mut mpsc::Receiver<Bytes>,
+) -> &'static str {
+    let mut draining = session.shared.draining.clone();
+    loop {
+        let frame = tokio::select! {
+            frame = incoming.recv() => frame,
+            () = drained(&mut draining) => {
+                finish(context, session).await;
+                return "draining";
+            }
+        };
+        let Some(frame) = frame else { return "closed" };
+        let Ok(message) = ClientMessage::decode(frame) else {
+            session.shared.metrics.reject("malformed");
+            return "malformed message";
+        };
+        match message {
+            ClientMessage::Ping => {
+                if session.outgoing.send(ServerMessage::Pong.encode()).await.is_err() {
+                    return "closed";
+                }
+            }
+            ClientMessage::Cancel { id } => {
+                session.tasks.lock().remove(&id);
+            }
+            ClientMessage::Credit { id, bytes } => session.add_credit(id, bytes),
+            ClientMessage::Request { id, request, .. } => {
+                if !session.start(context, id, request).await {
+                    session.shared.metrics.reject("streams");
+                    return "too many streams";
+                }
+            }
+        }
+    }
+}
+
+/// Waits until the server drains.
+async fn drained(draining: &mut watch::Receiver<bool>) {
+    let _ = draining.wait_for(|draining| *draining).await;
+}
+
+/// Lets what is in flight end, streams aside.
+async fn finish<E: Runtime>(context: &E, session: &Session<E>) {
+    session.tasks.lock().retain(|_, work| work.credit.is_none());
+    let all = u32::try_from(limits::REQUESTS_IN_FLIGHT_MAX).unwrap_or(u32::MAX);
+    let _ = session.in_flight.acquire_many(all).await;
+    flush(context, &session.outgoing).await;
+}
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        if let Some(task) = &self.task {
+            task.abort();
+        }
+    }
+}
+
+const fn name(request: &Request) -> &'static str {
+    match request {
+        Request::Checkpoint => "checkpoint",
+        Request::Fetch(Fetch::Operations { .. }) => "operations",
+        Request::Fetch(Fetch::Boundary { .. }) => "boundary",
+        Request::Follow { .. } => "follow",
+        Request::Watch { .. } => "watch",
+    }
+}
+
+impl<E: Runtime> Session<E> {
+    fn add_credit(&self, id: u64, bytes: u32) {
+        let tasks = self.tasks.lock();
+        if let Some(credit) = tasks.get(&id).and_then(|work| work.credit.as_ref()) {
+            let max = i64::try_from(limits::STREAM_CREDIT_MAX).unwrap_or(i64::MAX);
+            let _ = credit.bytes.fetch_update(Ordering::AcqRel, Ordering::Acquire, |now| {
+                Some(now.saturating_add(i64::from(bytes)).min(max))
+            });
+            credit.more.notify_one();
+        }
+    }
+
+    /// Begins to work on a request; false if the client has too many streams.
+    async fn start(self: &Arc<Self>, context: &E, id: u64, request: Request) -> bool {
+        self.throttle(context).await;
+        let credit = match request {
+            Request::Follow { credit, .. } => Some(i64::from(credit)),
+            Request::Watch { .. } => Some(0),
+            _ => None,
+        };
+        let credit = credit
+            .map(|bytes| Arc::new(Credit { bytes: AtomicI64::new(bytes), more: Notify::new() }));
+        if !self.register(id, credit.clone()) {
+            return false;
+        }
+        // One-shot requests wait here for their turn: a client that floods stops being read.
+        let permit = match credit {
+            Some(_) => None,
+            None => self.in_flight.clone().acquire_owned().await.ok(),
+        };
+        let session = self.clone();
+        let task = context.child("request").spawn(move |context| async move {
+            let _permit = permit;
+            session.answer(&context, id, request, credit).await;
+            // Removing the work aborts its task, which is this one and has nothing left to do.
+            session.tasks.lock().remove(&id);
+        });
+        if let Some(work) = self.tasks.lock().get_mut(&id) {
+            work.task = Some(task);
+        }
+        true
+    }
+
+    /// Notes a request as being worked on; false if it is one stream too many.
+    fn register(&self, id: u64, credit: Option<Arc<Credit>>) -> bool {
+        let mut tasks = self.tasks.lock();
+        let streams = tasks.values().filter(|work| work.credit.is_some()).count();
+        if credit.is_some() && streams >= limits::STREAMS_MAX {
+            return false;
+        }
+        tasks.insert(id, Work { task: None, credit });
+        true
+    }
+
+    /// Waits for the quota of the client's key.
+    async fn throttle(&self, context: &E) {
+        let mut waited = false;
+        loop {
+            let delay = self.shared.quotas.request_delay(&self.key);
+            if delay.is_zero() {
+                break;
+            }
+            waited = true;
+            context.sleep(delay).await;
+        }
+        if waited {
+            self.shared.metrics.throttled.inc();
+        }
+    }
+
+    async fn answer(&self, context: &E, id: u64, request: Request, credit: Option<Arc<Credit>>) {
+        let request_name = name(&request);
+        let started = context.current();
+        let metrics = &self.shared.metrics;
+        let result = match request {
+            Request::Checkpoint => {
+                Ok(Some(Response::Checkpoint(Box::new(self.shared.ledger.head()))))
+            }
+            Request::Fetch(fetch) => self.fetch(fetch).await.map(Some),
+            Request::Follow { sequence, .. } => {
+                metrics.followers.inc();
+                // Counted down even if this task is aborted.
+                let _count = Defer(|| { metrics.followers.dec(); });
+                self.follow(context, id, sequence, credit).await.map(|()| None)
+            }
+            Request::Watch { target } => self.watch(context, id, target).await.map(|()| None),
+        };
+        let outcome = match &result {
+            Ok(_) => "ok",
+            Err(refused) => refused.code.as_str(),
+        };
+        metrics
+            .requests
+            .get_or_create(&ResultLabel { request: request_name, result: outcome })
+            .inc();
+        let elapsed = context.current().duration_since(started).unwrap_or_default();
+        metrics
+            .request_duration
+            .get_or_create(&RequestLabel { request: request_name })
+            .observe(elapsed.as_secs_f64());
+        match result {
+            Ok(None) => {}
+            Ok(Some(response)) => {
+                self.send(context, id, response).await;
+            }
+            Err(refused) => {
+                self.send(context, id, Response::Refused(refused)).await;
+            }
+        }
+    }
+
+    /// Queues a message, within the byte quota of the client's key; false if it is gone.
+    async fn send(&self, context: &E, id: u64, response: Response) -> bool {
+        let frame = ServerMessage::Response { id, response }.encode();
+        loop {
+            let delay = self.shared.quotas.bytes_delay(&self.key, frame.len());
+            if delay.is_zero() {
+                break;
+            }
+            context.sleep(delay).await;
+        }
+        self.outgoing.send(frame).await.is_ok()
+    }
+
+    async fn fetch(&self, fetch: Fetch) -> Result<Response, Refused> {
+        let fetch = match fetch {
+            Fetch::Operations { size, start, max } => {
+                let max = max.min(NonZeroU64::new(RESPONSE_OPERATIONS_MAX).unwrap_or(max));
+                Fetch::Operations { size, start, max }
+            }
+            Fetch::Boundary { .. } => fetch,
+        };
+        let _turn = self.shared.serving.acquire().await;
+        match self.shared.ledger.serve(fetch, RESPONSE_BYTES_MAX).await {
+            Ok(served) if served.body.len() > FRAME_BYTES_MAX as usize - 64 => {
+                Err(Refused::new(Code::TooLarge, "one operation is larger than a frame"))
+            }
+            Ok(served) => Ok(Response::Operations(served.body)),
+            Err(DatabaseError::Pruned) => {
+                Err(Refused::new(Code::Pruned, "these operations are no longer held"))
+            }
+            Err(DatabaseError::OutOfRange(text)) => Err(Refused::new(Code::Ahead, text)),
+            Err(error) => {
+                tracing::error!(%error, "cannot serve operations");
+                Err(Refused::later(Code::Internal, "the store failed", limits::RETRY_AFTER))
+            }
+        }
+    }
+
+    /// Sends every commit after `sequence`, and heartbeats while there is none.
+    async fn follow(
+        &self,
+        context: &E,
+        id: u64,
+        sequence: u64,
+        credit: Option<Arc<Credit>>,
+    ) -> Result<(), Refused> {
+        let Some(credit) = credit else { return Ok(()) };
+        let log = self.shared.ledger.log();
+        let (mut bounds, mut heads) = (log.subscribe(), self.shared.ledger.subscribe());
+        let mut last = sequence;
+        let mut signed_at_ms = 0;
+        loop {
+            bounds.borrow_and_update();
+            heads.borrow_and_update();
+            while last < log.bounds().last {
+                let commit = log.read(last + 1).await.map_err(refuse_read)?;
+                last = commit.sequence();
+                signed_at_ms = commit.checkpoint.checkpoint.signed_at_ms;
+                while credit.bytes.load(Ordering::Acquire) <= 0 {
+                    credit.more.notified().await;
+                }
+                let cost = i64::from(item_cost(commit.encode_size()));
+                credit.bytes.fetch_sub(cost, Ordering::AcqRel);
+                if !self.send(context, id, Response::Commit(Box::new(commit))).await {
+                    return Ok(());
+                }
+            }
+            if last > log.bounds().last {
+                return Err(Refused::new(Code::Ahead, format!("the log ends at {}", log.bounds().last)));
+            }
+            let head = self.shared.ledger.head();
+            if head.checkpoint.sequence == last && head.checkpoint.signed_at_ms > signed_at_ms {
+                signed_at_ms = head.checkpoint.signed_at_ms;
+                if !self.send(context, id, Response::Checkpoint(Box::new(head))).await {
+                    return Ok(());
+                }
+            }
+            let changed = tokio::select! {
+                changed = bounds.changed() => changed,
+                changed = heads.changed() => changed,
+            };
+            if changed.is_err() {
+                return Err(Refused::new(Code::Draining, "the server is stopping"));
+            }
+        }
+    }
+
+    /// Sends newer checkpoints, and holds what the state of `target` needs.
+    async fn watch(&self, context: &E, id: u64, target: u64) -> Result<(), Refused> {
+        let commit = self.shared.ledger.log().read(target).await.map_err(refuse_read)?;
+        let _hold = self.shared.ledger.hold(&commit.checkpoint);
+        let mut heads = self.shared.ledger.subscribe();
+        loop {
+            let head: SignedCheckpoint = heads.borrow_and_update().clone();
+            let frame = ServerMessage::Response {
+                id,
+                response: Response::Checkpoint(Box::new(head)),
+            };
+            // A slow reader skips checkpoints: only the newest is worth sending.
+            if self.outgoing.send(frame.encode()).await.is_err() {
+                return Ok(());
+            }
+            context.sleep(WATCH_INTERVAL).await;
+            if heads.changed().await.is_err() {
+                return Err(Refused::new(Code::Draining, "the server is stopping"));
+            }
+        }
+    }
+}
+
+/// Shortest time between two checkpoints sent to a client in state sync.
+const WATCH_INTERVAL: Duration = Duration::from_millis(200);
+
+fn refuse_read(error: commit_log::Error) -> Refused {
+    match error {
+        commit_log::Error::Trimmed { first } => {
+            Refused::new(Code::Pruned, format!("the log begins at sequence {first}"))
+        }
+        commit_log::Error::Ahead { last } => {
+            Refused::new(Code::Ahead, format!("the log ends at sequence {last}"))
+        }
+        error => {
+            tracing::error!(%error, "cannot read the commit log");
+            Refused::later(Code::Internal, "the store failed", limits::RETRY_AFTER)
+        }
+    }
+}
+
+/// Runs a closure when dropped.
+struct Defer<F: FnMut()>(F);
+
+impl<F: FnMut()> Drop for Defer<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}

@@ -1,0 +1,116 @@
+//! The API of a server: reads from its ledger, writes through its publisher.
+
+use super::publisher::{Handle, Source};
+use crate::{
+    api::{
+        Backend, Export, ReadError, Receipt, Status, View, WriteError, WriteRequest, Writer,
+        stream_export,
+    },
+    checkpoint::SignedCheckpoint,
+    database::types::Mode,
+    ledger::Ledger,
+    runtime::Runtime,
+    wire::COMMIT_BYTES_MAX,
+};
+use bytes::Bytes;
+use std::{sync::Arc, time::Duration};
+
+/// Answers from the ledger.
+pub struct ServerBackend<E: Runtime> {
+    /// The runtime, for its clock.
+    pub context: E,
+    /// What reads see.
+    pub ledger: Arc<Ledger<E>>,
+    /// Where writes go.
+    pub writer: Arc<ServerWriter>,
+}
+
+/// Hands writes to the publisher.
+pub struct ServerWriter {
+    /// The way to the publisher; taken when the server drains.
+    pub publisher: arc_swap::ArcSwapOption<Handle>,
+    /// Longest value accepted.
+    pub value_length_max: usize,
+}
+
+fn view(head: &SignedCheckpoint) -> View {
+    let checkpoint = &head.checkpoint;
+    View {
+        database: checkpoint.database,
+        size: checkpoint.size,
+        root: checkpoint.root,
+        lag_seconds: 0.0,
+    }
+}
+
+#[async_trait::async_trait]
+impl<E: Runtime> Backend for ServerBackend<E> {
+    fn status(&self) -> Status {
+        let checkpoint = self.ledger.head().checkpoint;
+        Status {
+            role: "server",
+            version: crate::VERSION,
+            family: Some(checkpoint.family),
+            mode: Some(Mode::Full),
+            hash: Some(checkpoint.hash),
+            database: Some(checkpoint.database),
+            size: checkpoint.size,
+            floor: checkpoint.floor,
+            root: Some(checkpoint.root),
+            sequence: checkpoint.sequence,
+            committed_at: checkpoint.committed_at_ms,
+            signed_at: checkpoint.signed_at_ms,
+            client: None,
+        }
+    }
+
+    fn view(&self) -> Option<View> {
+        Some(view(&self.ledger.head()))
+    }
+
+    fn checkpoint(&self) -> Option<SignedCheckpoint> {
+        Some(self.ledger.head())
+    }
+
+    async fn get(&self, key: &[u8]) -> Result<(View, Option<Bytes>), ReadError> {
+        let answer = self.ledger.get(key).await;
+        let (head, value) = answer.map_err(|error| ReadError::Internal(error.to_string()))?;
+        Ok((view(&head), value))
+    }
+
+    async fn wait_for_size(&self, size: u64, timeout: Duration) -> bool {
+        let mut heads = self.ledger.subscribe();
+        tokio::select! {
+            reached = heads.wait_for(|head| head.checkpoint.size >= size) => reached.is_ok(),
+            () = self.context.sleep(timeout) => false,
+        }
+    }
+
+    async fn export(&self) -> Result<Export, ReadError> {
+        let (head, exporter, hold) = self.ledger.export().await;
+        Ok(stream_export(view(&head), exporter, hold))
+    }
+
+    fn writer(&self) -> Option<Arc<dyn Writer>> {
+        Some(self.writer.clone())
+    }
+}
+
+#[async_trait::async_trait]
+impl Writer for ServerWriter {
+    async fn write(&self, request: WriteRequest) -> Result<Receipt, WriteError> {
+        let publisher = self.publisher.load_full();
+        match publisher {
+            Some(publisher) => publisher.write(request, Source::Api).await,
+            None => Err(WriteError::Unavailable("the server is stopping".into())),
+        }
+    }
+
+    fn batch_bytes_max(&self) -> usize {
+        COMMIT_BYTES_MAX
+    }
+
+    fn value_length_max(&self) -> usize {
+        self.value_length_max
+    }
+}

@@ -1,0 +1,412 @@
+//! The one task that writes: drains the queue in groups, and makes one commit of each.
+//!
+//! The way of a group (DESIGN §4.2): check every request on its own → execute → sign → append and
+//! sync → apply → acknowledge. A request that fails a check fails alone. Nothing is acknowledged
+//! before the sync, and after a failed one nothing is signed any more.
+
+use super::{
+    idempotency::{Idempotency, Known},
+    metrics::{Metrics, SourceLabel, StorageErrors},
+};
+use crate::{
+    api::{Receipt, WriteError, WriteRequest},
+    checkpoint::{Checkpoint, SignedCheckpoint, unix_ms},
+    commit_log::{Base, CHANGES_MAX, Commit, IDEMPOTENCY_ENTRIES_MAX, IdempotencyEntry},
+    database::{
+        EXECUTION_VERSION, WriteRule,
+        record::CommitMetadata,
+        types::{Change, Digest},
+    },
+    ledger::{Error, History, Ledger},
+    runtime::Runtime,
+    wire::COMMIT_BYTES_MAX,
+};
+use commonware_codec::EncodeSize as _;
+use commonware_cryptography::ed25519::PrivateKey;
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+use tokio::sync::{mpsc, oneshot};
+
+/// How often log and database are looked after.
+const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(1);
+/// When a writer should come back that met a full queue.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// Where a write comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The HTTP API.
+    Api,
+    /// The generator.
+    Generator,
+}
+
+/// A write on its way.
+struct Submission {
+    request: WriteRequest,
+    bytes: usize,
+    source: Source,
+    answer: oneshot::Sender<Result<Receipt, WriteError>>,
+}
+
+/// The way to the publisher.
+#[derive(Clone)]
+pub struct Handle {
+    queue: mpsc::Sender<Submission>,
+    metrics: Arc<Metrics>,
+    rule: WriteRule,
+}
+
+impl Handle {
+    /// Commits `request`, or changes nothing. Returns once it is durable.
+    pub async fn write(
+        &self,
+        request: WriteRequest,
+        source: Source,
+    ) -> Result<Receipt, WriteError> {
+        let bytes = self.check(&request)?;
+        let (answer, answered) = oneshot::channel();
+        let submission = Submission { request, bytes, source, answer };
+        self.queue.try_send(submission).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => WriteError::Busy { retry_after: RETRY_AFTER },
+            mpsc::error::TrySendError::Closed(_) => {
+                WriteError::Unavailable("the server is stopping".into())
+            }
+        })?;
+        self.metrics.queue_requests.inc();
+        answered.await.unwrap_or_else(|_| {
+            Err(WriteError::Internal("the server stopped while it committed this write".into()))
+        })
+    }
+
+    /// What can be said without the database; the request's bytes.
+    fn check(&self, request: &WriteRequest) -> Result<usize, WriteError> {
+        let bytes: usize = request.changes.iter().map(Change::encode_size).sum();
+        if bytes > COMMIT_BYTES_MAX {
+            return Err(WriteError::TooLarge(format!(
+                "{bytes} bytes of changes; a commit may have {COMMIT_BYTES_MAX}"
+            )));
+        }
+        if request.changes.len() > CHANGES_MAX {
+            return Err(WriteError::TooLarge(format!(
+                "{} changes; a commit may have {CHANGES_MAX}",
+                request.changes.len()
+            )));
+        }
+        for change in &request.changes {
+            let fits = match change {
+                Change::Put { .. } => self.rule != WriteRule::Append,
+                Change::Delete { .. } => self.rule == WriteRule::Upsert,
+                Change::Append { .. } => self.rule == WriteRule::Append,
+            };
+            if !fits {
+                return Err(WriteError::Unsupported(unsupported(self.rule).into()));
+            }
+        }
+        Ok(bytes)
+    }
+}
+
+const fn unsupported(rule: WriteRule) -> &'static str {
+    match rule {
+        WriteRule::Upsert => "this family takes puts and deletes, no appends",
+        WriteRule::InsertOnce => "this family takes puts of new keys only",
+        WriteRule::Append => "this family takes appends only",
+    }
+}
+
+/// What the publisher needs.
+pub struct Config {
+    /// The key that signs.
+    pub key: PrivateKey,
+    /// Requests that may wait.
+    pub queue_requests_max: usize,
+    /// How often an unchanged state is signed again.
+    pub heartbeat_interval: Duration,
+    /// How much history is kept.
+    pub history: History,
+}
+
+/// The task's state.
+struct Publisher<E: Runtime> {
+    context: E,
+    config: Config,
+    ledger: Arc<Ledger<E>>,
+    idempotency: Idempotency,
+    metrics: Arc<Metrics>,
+    errors: Arc<StorageErrors>,
+    queue: mpsc::Receiver<Submission>,
+    /// Taken from the queue, but too large for the group before it.
+    next: Option<Submission>,
+}
+
+/// Starts the publisher. It ends when every handle is dropped, or with the first error of the
+/// ledger.
+pub fn spawn<E: Runtime>(
+    context: E,
+    config: Config,
+    ledger: Arc<Ledger<E>>,
+    idempotency: Idempotency,
+    metrics: Arc<Metrics>,
+    errors: Arc<StorageErrors>,
+) -> (Handle, commonware_runtime::Handle<Result<(), Error>>) {
+    let (sender, queue) = mpsc::channel(config.queue_requests_max);
+    let handle =
+        Handle { queue: sender, metrics: metrics.clone(), rule: ledger.kind().write_rule() };
+    let task = context.child("publisher").spawn(move |context| {
+        Publisher { context, config, ledger, idempotency, metrics, errors, queue, next: None }.run()
+    });
+    (handle, task)
+}
+
+/// The requests of one commit and what they add up to.
+#[derive(Default)]
+struct Group {
+    changes: Vec<Change>,
+    /// Where each key's final write stands in `changes`.
+    positions: HashMap<Vec<u8>, usize>,
+    idempotency: Vec<IdempotencyEntry>,
+    answers: Vec<(oneshot::Sender<Result<Receipt, WriteError>>, Source, usize)>,
+}
+
+impl Group {
+    fn add(&mut self, submission: Submission) {
+        let Submission { request, source, answer, .. } = submission;
+        self.answers.push((answer, source, request.changes.len()));
+        if let Some((key, body)) = request.idempotency {
+            self.idempotency.push(IdempotencyEntry { key, body });
+        }
+        for change in request.changes {
+            let Some(key) = change.key() else {
+                self.changes.push(change);
+                continue;
+            };
+            match self.positions.get(key) {
+                Some(position) => self.changes[*position] = change,
+                None => {
+                    self.positions.insert(key.to_vec(), self.changes.len());
+                    self.changes.push(change);
+                }
+            }
+        }
+    }
+
+    fn known(&self, key: &[u8], body: Digest) -> Option<bool> {
+        let entry = self.idempotency.iter().find(|entry| entry.key == key)?;
+        Some(entry.body == body)
+    }
+}
+
+impl<E: Runtime> Publisher<E> {
+    async fn run(mut self) -> Result<(), Error> {
+        let mut heartbeat = self.context.current();
+        let mut maintenance = self.context.current() + MAINTENANCE_INTERVAL;
+        loop {
+            let due = heartbeat.min(maintenance);
+            let first = match self.next.take() {
+                Some(submission) => Some(submission),
+                None => tokio::select! {
+                    biased;
+                    submission = self.queue.recv() => match submission {
+                        Some(submission) => Some(submission),
+                        None => return Ok(()),
+                    },
+                    () = self.context.sleep_until(due) => None,
+                },
+            };
+            if let Some(first) = first {
+                self.commit_group(first).await.inspect_err(|_| self.errors.count("commit"))?;
+            }
+            let now = self.context.current();
+            if now >= heartbeat {
+                self.sign_again(now);
+                heartbeat = now + self.config.heartbeat_interval;
+            }
+            if now >= maintenance {
+                self.maintain(now).await.inspect_err(|_| self.errors.count("maintain"))?;
+                maintenance = now + MAINTENANCE_INTERVAL;
+            }
+        }
+    }
+
+    /// Signs the unchanged state again, so that replicas know that nothing was withheld.
+    fn sign_again(&self, now: SystemTime) {
+        let checkpoint = self.ledger.head().checkpoint;
+        let signed_at_ms = unix_ms(now).max(checkpoint.signed_at_ms + 1);
+        self.ledger.resign(Checkpoint { signed_at_ms, ..checkpoint }.sign(&self.config.key));
+    }
+
+    async fn maintain(&mut self, now: SystemTime) -> Result<(), Error> {
+        self.ledger.maintain(now, self.config.history).await?;
+        let first = self.ledger.log().bounds().first;
+        self.idempotency.forget_before(first);
+        self.metrics.log_bytes.set(i64::try_from(self.ledger.log().bytes()).unwrap_or(i64::MAX));
+        self.metrics.log_first_sequence.set(i64::try_from(first).unwrap_or(i64::MAX));
+        self.metrics
+            .idempotency_entries
+            .set(i64::try_from(self.idempotency.len()).unwrap_or(i64::MAX));
+        Ok(())
+    }
+
+    /// Makes one commit of `first` and of what waits behind it.
+    async fn commit_group(&mut self, first: Submission) -> Result<(), Error> {
+        let started = self.context.current();
+        let group = self.gather(first).await?;
+        if group.answers.is_empty() {
+            return Ok(());
+        }
+        if group.changes.is_empty() && group.idempotency.is_empty() {
+            // Nothing to commit: the state stands as it is.
+            let receipt = receipt(&self.ledger.head());
+            group.answers.into_iter().for_each(|(answer, ..)| {
+                let _ = answer.send(Ok(receipt.clone()));
+            });
+            return Ok(());
+        }
+        let head = self.ledger.head().checkpoint;
+        let metadata = CommitMetadata {
+            sequence: head.sequence + 1,
+            committed_at_ms: unix_ms(started).max(head.committed_at_ms),
+        };
+        let prepared = self.ledger.prepare(&group.changes, metadata).await?;
+        let checkpoint = Checkpoint {
+            sequence: metadata.sequence,
+            floor: prepared.state.floor,
+            size: prepared.state.size,
+            root: prepared.state.root,
+            operations_root: prepared.state.operations_root,
+            committed_at_ms: metadata.committed_at_ms,
+            signed_at_ms: unix_ms(started).max(head.signed_at_ms + 1),
+            ..head
+        }
+        .sign(&self.config.key);
+        let commit = Commit {
+            base: Base { size: head.size, root: head.root },
+            execution: EXECUTION_VERSION,
+            changes: group.changes,
+            idempotency: group.idempotency,
+            checkpoint,
+        };
+        self.ledger.commit(std::slice::from_ref(&commit), prepared).await?;
+        self.idempotency.remember(&commit);
+        self.count(&commit, &head, &group.answers, started);
+        let receipt = receipt(&commit.checkpoint);
+        for (answer, ..) in group.answers {
+            // A writer that went away does not undo its write.
+            let _ = answer.send(Ok(receipt.clone()));
+        }
+        Ok(())
+    }
+
+    fn count(
+        &self,
+        commit: &Commit,
+        base: &Checkpoint,
+        answers: &[(oneshot::Sender<Result<Receipt, WriteError>>, Source, usize)],
+        started: SystemTime,
+    ) {
+        for (_, source, changes) in answers {
+            let source = match source {
+                Source::Api => "api",
+                Source::Generator => "generator",
+            };
+            self.metrics
+                .operations
+                .get_or_create(&SourceLabel { source })
+                .inc_by(*changes as u64);
+        }
+        let state = commit.state();
+        self.metrics.commits.inc();
+        if state.root != base.root {
+            self.metrics.root_changes.inc();
+        }
+        self.metrics.size.set(i64::try_from(state.size).unwrap_or(i64::MAX));
+        let elapsed = self.context.current().duration_since(started).unwrap_or_default();
+        self.metrics.commit_duration.observe(elapsed.as_secs_f64());
+        tracing::debug!(
+            sequence = commit.sequence(),
+            size = state.size,
+            root = %state.root,
+            changes = commit.changes.len(),
+            "commit"
+        );
+    }
+
+    /// Gathers the requests that can share a commit. Those that fail a check are answered here.
+    async fn gather(&mut self, first: Submission) -> Result<Group, Error> {
+        let mut group = Group::default();
+        let mut bytes = 0;
+        let mut next = Some(first);
+        while let Some(submission) = next {
+            let fits = bytes + submission.bytes <= COMMIT_BYTES_MAX
+                && group.changes.len() + submission.request.changes.len() <= CHANGES_MAX
+                && group.answers.len() < IDEMPOTENCY_ENTRIES_MAX;
+            if !fits && !group.answers.is_empty() {
+                self.next = Some(submission);
+                break;
+            }
+            self.metrics.queue_requests.dec();
+            bytes += submission.bytes;
+            self.admit(&mut group, submission).await?;
+            next = self.queue.try_recv().ok();
+        }
+        Ok(group)
+    }
+
+    /// Checks one request against what was committed and what its group will commit.
+    async fn admit(&self, group: &mut Group, submission: Submission) -> Result<(), Error> {
+        if let Some((key, body)) = &submission.request.idempotency {
+            let verdict = match (group.known(key, *body), self.idempotency.look_up(key, *body)) {
+                (Some(true), _) => {
+                    // The same request is in this group: both get the same answer.
+                    group.answers.push((submission.answer, submission.source, 0));
+                    return Ok(());
+                }
+                (Some(false), _) | (_, Known::Mismatch) => Err(WriteError::IdempotencyMismatch),
+                (_, Known::Answered(receipt)) => Ok(receipt),
+                (None, Known::New) if self.idempotency.is_full() => {
+                    Err(WriteError::Busy { retry_after: RETRY_AFTER })
+                }
+                (None, Known::New) => {
+                    return self.admit_changes(group, submission).await;
+                }
+            };
+            let _ = submission.answer.send(verdict);
+            return Ok(());
+        }
+        self.admit_changes(group, submission).await
+    }
+
+    async fn admit_changes(&self, group: &mut Group, submission: Submission) -> Result<(), Error> {
+        if self.ledger.kind().write_rule() == WriteRule::InsertOnce {
+            if let Some(key) = self.conflict(group, &submission.request.changes).await? {
+                let message = format!("key '{}' exists", String::from_utf8_lossy(&key));
+                let _ = submission.answer.send(Err(WriteError::Conflict(message)));
+                return Ok(());
+            }
+        }
+        group.add(submission);
+        Ok(())
+    }
+
+    /// The first key that is set already: in the database, in the group, or twice in the request.
+    async fn conflict(&self, group: &Group, changes: &[Change]) -> Result<Option<Vec<u8>>, Error> {
+        let mut own = HashSet::new();
+        for key in changes.iter().filter_map(Change::key) {
+            if group.positions.contains_key(key) || !own.insert(key) {
+                return Ok(Some(key.to_vec()));
+            }
+        }
+        let existing = self.ledger.first_existing(changes.iter().filter_map(Change::key)).await?;
+        Ok(existing.map(<[u8]>::to_vec))
+    }
+}
+
+/// What a writer is told of the state that its write led to.
+fn receipt(checkpoint: &SignedCheckpoint) -> Receipt {
+    let checkpoint = &checkpoint.checkpoint;
+    Receipt { size: checkpoint.size, root: checkpoint.root, sequence: checkpoint.sequence }
+}
