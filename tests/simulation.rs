@@ -1,0 +1,154 @@
+//! The real server and client in the seeded runtime: same code, simulated clock, disk and network.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use commonware_cryptography::{Signer as _, ed25519::PrivateKey};
+use commonware_runtime::{
+    Clock as _, Network as _, Runner as _, Supervisor as _, deterministic,
+};
+use std::{
+    num::{NonZeroU64, NonZeroUsize},
+    sync::Arc,
+    time::Duration,
+};
+use syncd::{
+    api::WriteRequest,
+    checkpoint::Policy,
+    client,
+    commit_log::Retention,
+    database::{
+        Kind,
+        types::{Change, Family, HashKind},
+    },
+    ledger::History,
+    link::Connector,
+    replicate::state_sync,
+    server::{self, publisher::Source},
+};
+
+const HISTORY: History = History {
+    log: Retention { age: Duration::from_secs(3600), bytes: 1 << 30 },
+    operations: None,
+};
+
+fn server_setup(kind: Kind) -> server::core::Setup {
+    server::core::Setup {
+        identity: PrivateKey::from_seed(1),
+        publisher: PrivateKey::from_seed(2),
+        kind,
+        hash_is_chosen: true,
+        initial_operations: 100,
+        generator: server::core::Generator {
+            interval: Duration::from_millis(100),
+            changes: 0,
+            is_chosen: true,
+        },
+        history: HISTORY,
+        heartbeat_interval: Duration::from_secs(5),
+        queue_requests_max: 1024,
+        authorized: Arc::new(arc_swap::ArcSwap::from_pointee(None)),
+        connections_max: 64,
+        requests_per_second: 100_000,
+        bytes_per_second: None,
+    }
+}
+
+fn client_setup(kind: Kind, database: syncd::database::types::DatabaseId) -> client::core::Setup {
+    client::core::Setup {
+        connector: Connector {
+            host: "127.0.0.1".into(),
+            port: 4000,
+            server: PrivateKey::from_seed(1).public_key(),
+            identity: PrivateKey::from_seed(3),
+            skew: Duration::from_secs(10),
+        },
+        policy: Policy {
+            publishers: vec![PrivateKey::from_seed(2).public_key()],
+            database,
+            family: kind.family,
+        },
+        sync: client::sync_loop::Config {
+            pace: client::sync_loop::Pace {
+                push: true,
+                sync_interval: Duration::from_secs(10),
+                target_update_interval: Duration::from_secs(1),
+            },
+            state_sync: state_sync::Config {
+                batch: NonZeroU64::new(100).unwrap(),
+                outstanding: NonZeroUsize::new(8).unwrap(),
+            },
+            age_max: Duration::from_secs(60),
+            skew: Duration::from_secs(10),
+            history: HISTORY,
+        },
+        directory: std::env::temp_dir(),
+    }
+}
+
+fn put(key: u64, value: u64) -> Change {
+    Change::Put { key: format!("key/{key}").into_bytes(), value: value.to_be_bytes().to_vec() }
+}
+
+async fn wait_equal(
+    context: &deterministic::Context,
+    server: &server::core::Core<deterministic::Context>,
+    client: &client::core::Core<deterministic::Context>,
+) {
+    for _ in 0..10_000 {
+        let wanted = server.ledger.head().checkpoint;
+        if client.replica.head().is_some_and(|head| head.checkpoint.same_state(&wanted)) {
+            return;
+        }
+        context.sleep(Duration::from_millis(10)).await;
+    }
+    panic!(
+        "not equal: server {:?}, client {:?}, status {:?}",
+        server.ledger.head().checkpoint,
+        client.replica.head().map(|head| head.checkpoint),
+        client.replica.status(context.current())
+    );
+}
+
+fn publish_sync_follow(kind: Kind, seed: u64) {
+    let runner = deterministic::Runner::new(
+        deterministic::Config::new().with_seed(seed).with_timeout(Some(Duration::from_secs(600))),
+    );
+    runner.start(|context| async move {
+        let listener = context.bind("127.0.0.1:4000".parse().unwrap()).await.unwrap();
+        let server =
+            server::core::start(context.child("server"), &context.child("syncd"), server_setup(kind), listener)
+                .await
+                .unwrap();
+        let client = client::core::start(
+            context.child("client"),
+            &context.child("syncd"),
+            client_setup(kind, server.identity.id),
+        )
+        .await
+        .unwrap();
+        wait_equal(&context, &server, &client).await;
+        for i in 0..200u64 {
+            let request =
+                WriteRequest { changes: (0..5).map(|j| put(i * 5 + j, i)).collect(), idempotency: None };
+            server.publisher.write(request, Source::Api).await.unwrap();
+        }
+        wait_equal(&context, &server, &client).await;
+        let (_, value) = client.replica.ledger.load_full().unwrap().get(b"key/7").await.unwrap();
+        assert_eq!(value.unwrap().as_ref(), 1u64.to_be_bytes());
+        client.drain().await.unwrap();
+        server.drain().await.unwrap();
+    });
+}
+
+#[test]
+fn publish_sync_follow_any() {
+    for hash in [HashKind::Sha256, HashKind::Blake3] {
+        publish_sync_follow(Kind { family: Family::Any, hash }, 1);
+    }
+}
+
+#[test]
+fn publish_sync_follow_immutable() {
+    for hash in [HashKind::Sha256, HashKind::Blake3] {
+        publish_sync_follow(Kind { family: Family::Immutable, hash }, 2);
+    }
+}
