@@ -1,15 +1,60 @@
-//! Replicates an authenticated key-value database, verifiably and live.
+//! `syncd` replicates an authenticated key-value database, verifiably and live.
+//!
+//! # The flow
+//!
+//! ```text
+//!  writers ──HTTP──▶ api ─▶ publisher ─▶ sign ─▶ commit log ──fsync──▶ database ─▶ acknowledge
+//!                                                   │
+//!                                     serve: sessions, follow streams, operations + proofs
+//!                                                   │  link: mutual authentication, encryption
+//!                                                   ▼
+//!  readers ◀──HTTP── api ◀─ database ◀─ apply ◀─ log ◀─ execute again, compare the root
+//!                                                   ▲
+//!                              (too far behind: state sync into a new generation)
+//! ```
+//!
+//! # Who trusts whom
+//!
+//! A replica trusts the publisher key and the database identity of its configuration, nothing
+//! else: not the server that answers, not the network, not another replica's disk. Everything is
+//! checked against a [signed checkpoint](checkpoint) before it is kept.
+//!
+//! # Invariants
+//!
+//! - Nothing is acknowledged, sent or served before its [commit](commit_log::Commit) is synced.
+//! - Nothing is applied before its root equals the signed one.
+//! - Sequence and size only go forward; time never orders states.
+//! - A frame is never read or written by a future that may be dropped half way; a database is
+//!   never mutated by one.
+//! - Everything that a peer can grow has a bound with a name.
+//!
+//! # Layers
+//!
+//! Imports point downward: `server | client → serve, replicate → ledger, link → commit_log,
+//! checkpoint, database, wire`. Server and client never import each other. Everything between
+//! the wire and the disk is generic over [`runtime::Runtime`], so that tests run it on a simulated
+//! clock, disk and network.
+
+pub mod admin;
 pub mod api;
 pub mod checkpoint;
-pub mod commit_log;
-pub mod database;
-pub mod ledger;
-pub mod link;
-pub mod runtime;
-pub mod wire;
-pub mod serve;
-pub mod replicate;
 pub mod client;
+pub mod commit_log;
+pub mod config;
+pub mod daemon;
+pub mod database;
+pub mod exit;
+pub mod http;
+pub mod keys;
+pub mod ledger;
+pub mod lifecycle;
+pub mod link;
+pub mod replicate;
+pub mod runtime;
+pub mod serve;
 pub mod server;
+pub mod telemetry;
+pub mod wire;
+
 /// Version of the product.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

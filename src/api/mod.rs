@@ -1,5 +1,16 @@
-//! stub
+//! The HTTP API of both daemons: one router over a [`Backend`].
+
 mod backend;
 mod export;
-pub use backend::*;
+mod guard;
+pub mod ndjson;
+mod problem;
+mod router;
+
+pub use backend::{
+    Backend, ClientStatus, Entry, Export, ReadError, Receipt, Status, View, WriteError,
+    WriteRequest, Writer,
+};
 pub use export::stream_export;
+pub use guard::Tokens;
+pub use router::router;

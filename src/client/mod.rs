@@ -1,8 +1,12 @@
-//! stub
+//! The replica's daemon: connects, verifies, follows, answers reads.
+
 pub mod backend;
 pub mod connection;
 pub mod core;
 pub mod known;
 pub mod metrics;
 pub mod replica;
+mod run;
 pub mod sync_loop;
+
+pub use run::main;

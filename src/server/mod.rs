@@ -1,8 +1,14 @@
-//! stub
+//! The publisher's daemon: owns the database, takes writes, signs, serves.
+
 pub mod backend;
 pub mod core;
+mod epoch;
 pub mod generator;
 pub mod idempotency;
-pub mod metrics;
+mod metrics;
 pub mod publisher;
+mod run;
 pub mod state;
+
+pub use epoch::new_epoch;
+pub use run::main;

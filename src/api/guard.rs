@@ -1,0 +1,113 @@
+//! Who may ask: bearer tokens, and the `Host` and `Origin` of browsers.
+//!
+//! A page that a user has open may send requests to this machine's loopback ports. Its origin
+//! gives it away, and so does the name in `Host` if it was made to resolve to 127.0.0.1.
+
+use super::{problem::Problem, router::Api};
+use crate::config::{Secret, is_loopback};
+use arc_swap::ArcSwapOption;
+use axum::{
+    extract::{Request, State},
+    http::{HeaderMap, Method, StatusCode, header},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use std::{net::IpAddr, sync::Arc};
+use subtle::ConstantTimeEq as _;
+
+/// Tokens, exchanged on SIGHUP.
+#[derive(Clone, Default)]
+pub struct Tokens {
+    /// What writes must carry; reads may carry it too.
+    pub write: Arc<ArcSwapOption<Secret>>,
+    /// What reads must carry.
+    pub read: Arc<ArcSwapOption<Secret>>,
+}
+
+/// Refuses requests from foreign pages and without the token.
+pub(super) async fn guard(State(api): State<Api>, request: Request, next: Next) -> Response {
+    let checked = check_host(request.headers(), api.address)
+        .and_then(|()| check_origin(request.headers()))
+        .and_then(|()| check_token(&api.tokens, request.method(), request.headers()));
+    match checked {
+        Ok(()) => next.run(request).await,
+        Err(problem) => problem.into_response(),
+    }
+}
+
+/// The name in `Host` without its port.
+fn host_name(host: &str) -> &str {
+    match host.strip_prefix('[') {
+        Some(v6) => v6.split(']').next().unwrap_or_default(),
+        None => host.rsplit_once(':').map_or(host, |(name, _)| name),
+    }
+}
+
+/// On loopback, only names of this machine are served.
+fn check_host(headers: &HeaderMap, address: IpAddr) -> Result<(), Problem> {
+    if !address.is_loopback() {
+        return Ok(());
+    }
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    if is_loopback(host_name(host)) {
+        return Ok(());
+    }
+    let detail = format!("the Host header names '{host}', which is not this machine");
+    Err(Problem::new(StatusCode::MISDIRECTED_REQUEST, "foreign_host", detail))
+}
+
+/// A browser says where its page comes from; only the API's own origin may ask.
+fn check_origin(headers: &HeaderMap) -> Result<(), Problem> {
+    let Some(origin) = headers.get(header::ORIGIN) else { return Ok(()) };
+    let origin = origin.to_str().unwrap_or("(unreadable)");
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    if !host.is_empty() && origin.split_once("://").is_some_and(|(_, name)| name == host) {
+        return Ok(());
+    }
+    let detail = format!("requests from pages of '{origin}' are refused");
+    Err(Problem::new(StatusCode::FORBIDDEN, "foreign_origin", detail))
+}
+
+fn check_token(tokens: &Tokens, method: &Method, headers: &HeaderMap) -> Result<(), Problem> {
+    let (read, write) = (tokens.read.load_full(), tokens.write.load_full());
+    let is_read = matches!(*method, Method::GET | Method::HEAD);
+    let accepted: Vec<Arc<Secret>> = if is_read {
+        if read.is_none() {
+            return Ok(());
+        }
+        read.into_iter().chain(write).collect()
+    } else {
+        match write {
+            // With a token for reads alone, writes are not open to everybody.
+            None if read.is_none() => return Ok(()),
+            None => Vec::new(),
+            Some(write) => vec![write],
+        }
+    };
+    let given = headers
+        .get(header::AUTHORIZATION)
+        .and_then(|value| value.as_bytes().strip_prefix(b"Bearer "))
+        .unwrap_or_default();
+    if accepted.iter().any(|token| bool::from(token.as_bytes().ct_eq(given))) {
+        return Ok(());
+    }
+    let detail = "a valid token is needed: 'Authorization: Bearer …'";
+    Err(Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", detail))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::host_name;
+
+    #[test]
+    fn host_names_are_found() {
+        for (host, name) in [
+            ("127.0.0.1:8081", "127.0.0.1"),
+            ("localhost", "localhost"),
+            ("[::1]:8081", "::1"),
+            ("evil.example:8081", "evil.example"),
+        ] {
+            assert_eq!(host_name(host), name);
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! Batches: one JSON object a line.
+
+use super::{Entry, problem::Problem};
+use crate::database::types::{Change, KEY_LENGTH_MAX};
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
+use serde::Deserialize;
+
+/// A line of a batch.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Line {
+    key: Option<String>,
+    key_b64: Option<String>,
+    value: Option<String>,
+    value_b64: Option<String>,
+    #[serde(default)]
+    delete: bool,
+}
+
+/// Reads a batch. The problem names the line, counted from 1.
+pub fn parse(body: &[u8], value_length_max: usize) -> Result<Vec<Change>, Problem> {
+    let mut changes = Vec::new();
+    for (index, line) in body.split(|byte| *byte == b'\n').enumerate() {
+        if line.trim_ascii().is_empty() {
+            continue;
+        }
+        let number = index + 1;
+        let at = |problem: Problem| problem.at_line(number);
+        let change = parse_line(line).map_err(|detail| {
+            at(Problem::malformed(format!("line {number}: {detail}")))
+        })?;
+        check_lengths(&change, value_length_max).map_err(|detail| {
+            at(Problem::too_large(format!("line {number}: {detail}")))
+        })?;
+        changes.push(change);
+    }
+    Ok(changes)
+}
+
+fn parse_line(line: &[u8]) -> Result<Change, String> {
+    let line: Line = serde_json::from_slice(line).map_err(|error| error.to_string())?;
+    let key = bytes("key", line.key, line.key_b64)?.ok_or("'key' or 'key_b64' is missing")?;
+    if key.is_empty() {
+        return Err("the key is empty".into());
+    }
+    match (bytes("value", line.value, line.value_b64)?, line.delete) {
+        (Some(value), false) => Ok(Change::Put { key, value }),
+        (None, true) => Ok(Change::Delete { key }),
+        (Some(_), true) => Err("both a value and 'delete'".into()),
+        (None, false) => Err("one of 'value', 'value_b64' and 'delete: true' is needed".into()),
+    }
+}
+
+fn bytes(
+    name: &str,
+    text: Option<String>,
+    base64: Option<String>,
+) -> Result<Option<Vec<u8>>, String> {
+    match (text, base64) {
+        (Some(_), Some(_)) => Err(format!("both '{name}' and '{name}_b64'")),
+        (Some(text), None) => Ok(Some(text.into_bytes())),
+        (None, Some(base64)) => BASE64
+            .decode(&base64)
+            .map(Some)
+            .map_err(|error| format!("'{name}_b64' is not base64: {error}")),
+        (None, None) => Ok(None),
+    }
+}
+
+/// Checks a change against the limits of keys and values.
+pub fn check_lengths(change: &Change, value_length_max: usize) -> Result<(), String> {
+    if let Some(key) = change.key().filter(|key| key.len() > KEY_LENGTH_MAX) {
+        return Err(format!("the key has {} bytes; {KEY_LENGTH_MAX} are allowed", key.len()));
+    }
+    let (Change::Put { value, .. } | Change::Append { value }) = change else { return Ok(()) };
+    if value.len() > value_length_max {
+        return Err(format!("the value has {} bytes; {value_length_max} are allowed", value.len()));
+    }
+    Ok(())
+}
+
+/// Writes an entry as a line that [`parse`] reads.
+pub fn write(entry: &Entry, out: &mut Vec<u8>) {
+    let mut object = serde_json::Map::new();
+    for (name, bytes) in [("key", &entry.key), ("value", &entry.value)] {
+        match std::str::from_utf8(bytes) {
+            Ok(text) => object.insert(name.into(), text.into()),
+            Err(_) => object.insert(format!("{name}_b64"), BASE64.encode(bytes).into()),
+        };
+    }
+    out.extend_from_slice(serde_json::Value::Object(object).to_string().as_bytes());
+    out.push(b'\n');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batches_are_read() {
+        let body = b"{\"key\":\"a\",\"value\":\"1\"}\n\n{\"key_b64\":\"/w==\",\"delete\":true}\n";
+        let changes = parse(body, 10).expect("a valid batch");
+        let expected = [
+            Change::Put { key: b"a".to_vec(), value: b"1".to_vec() },
+            Change::Delete { key: vec![255] },
+        ];
+        assert_eq!(changes, expected);
+    }
+
+    #[test]
+    fn a_wrong_line_is_named() {
+        for (line, what) in [
+            ("nonsense", "expected"),
+            ("{\"value\":\"1\"}", "'key'"),
+            ("{\"key\":\"a\"}", "needed"),
+            ("{\"key\":\"\",\"value\":\"1\"}", "empty"),
+            ("{\"key\":\"a\",\"value\":1}", "string"),
+            ("{\"key\":\"a\",\"value\":\"1\",\"delete\":true}", "both"),
+            ("{\"key\":\"a\",\"key_b64\":\"YQ==\",\"value\":\"1\"}", "both"),
+            ("{\"key\":\"a\",\"valeu\":\"1\"}", "unknown field"),
+            ("{\"key\":\"a\",\"value\":\"12345678901\"}", "11 bytes"),
+        ] {
+            let body = format!("{{\"key\":\"x\",\"value\":\"y\"}}\n{line}\n");
+            let problem = format!("{:?}", parse(body.as_bytes(), 10).expect_err(line));
+            assert!(problem.contains("line 2") && problem.contains(what), "{line}: {problem}");
+        }
+    }
+
+    #[test]
+    fn entries_round_trip() {
+        let entries = [
+            Entry { key: "ä\"".into(), value: vec![0xff, 0].into() },
+            Entry { key: vec![0x80].into(), value: "line\nbreak".into() },
+        ];
+        let mut text = Vec::new();
+        entries.iter().for_each(|entry| write(entry, &mut text));
+        let changes = parse(&text, 100).expect("what was written can be read");
+        for (change, entry) in changes.iter().zip(&entries) {
+            let expected = Change::Put { key: entry.key.to_vec(), value: entry.value.to_vec() };
+            assert_eq!(*change, expected);
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! Errors as `application/problem+json` (RFC 9457) with a stable `code`.
+
+use super::{ReadError, WriteError};
+use axum::{
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde_json::json;
+use std::time::Duration;
+
+/// An error of the API.
+#[derive(Debug)]
+pub struct Problem {
+    status: StatusCode,
+    code: &'static str,
+    detail: String,
+    line: Option<usize>,
+    retry_after: Option<Duration>,
+}
+
+impl Problem {
+    /// A problem.
+    pub fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
+        Self { status, code, detail: detail.into(), line: None, retry_after: None }
+    }
+
+    /// With the line of the body that it is about, from 1.
+    pub const fn at_line(mut self, line: usize) -> Self {
+        self.line = Some(line);
+        self
+    }
+
+    /// With a time to come back.
+    pub const fn retry_after(mut self, after: Duration) -> Self {
+        self.retry_after = Some(after);
+        self
+    }
+
+    /// A body that cannot be read.
+    pub fn malformed(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "malformed", detail)
+    }
+
+    /// Something beyond a limit.
+    pub fn too_large(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", detail)
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let mut body = json!({
+            "type": "about:blank",
+            "title": self.status.canonical_reason().unwrap_or("Error"),
+            "status": self.status.as_u16(),
+            "code": self.code,
+            "detail": self.detail,
+        });
+        if let Some(line) = self.line {
+            body["line"] = line.into();
+        }
+        let mut response = (self.status, body.to_string()).into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        if let Some(after) = self.retry_after {
+            headers.insert(header::RETRY_AFTER, after.as_secs().max(1).into());
+        }
+        response
+    }
+}
+
+impl From<ReadError> for Problem {
+    fn from(error: ReadError) -> Self {
+        let detail = error.to_string();
+        match error {
+            ReadError::NoVerifiedState => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "no_verified_state", detail)
+                    .retry_after(Duration::from_secs(1))
+            }
+            ReadError::Unsupported { code, .. } => {
+                Self::new(StatusCode::UNPROCESSABLE_ENTITY, code, detail)
+            }
+            ReadError::Busy { retry_after, .. } => {
+                Self::new(StatusCode::TOO_MANY_REQUESTS, "busy", detail).retry_after(retry_after)
+            }
+            ReadError::Internal(_) => {
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", detail)
+            }
+        }
+    }
+}
+
+impl From<WriteError> for Problem {
+    fn from(error: WriteError) -> Self {
+        let detail = error.to_string();
+        match error {
+            WriteError::Conflict(_) => Self::new(StatusCode::CONFLICT, "conflict", detail),
+            WriteError::Unsupported(_) => {
+                Self::new(StatusCode::UNPROCESSABLE_ENTITY, "unsupported", detail)
+            }
+            WriteError::IdempotencyMismatch => {
+                Self::new(StatusCode::UNPROCESSABLE_ENTITY, "idempotency_mismatch", detail)
+            }
+            WriteError::Busy { retry_after } => {
+                Self::new(StatusCode::TOO_MANY_REQUESTS, "busy", detail).retry_after(retry_after)
+            }
+            WriteError::TooLarge(_) => Self::too_large(detail),
+            WriteError::Unavailable(_) => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", detail)
+                    .retry_after(Duration::from_secs(1))
+            }
+            WriteError::Internal(_) => {
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", detail)
+            }
+        }
+    }
+}

@@ -1,0 +1,363 @@
+//! The routes of the HTTP API (DESIGN §6).
+
+use super::{
+    Backend, Entry, Export, ReadError, View, WriteRequest, Writer,
+    guard::{self, Tokens},
+    ndjson,
+    problem::Problem,
+};
+use crate::database::types::{Change, Digest, Family, IDEMPOTENCY_KEY_LENGTH_MAX, KEY_LENGTH_MAX};
+use axum::{
+    Json, Router,
+    body::{Body, Bytes},
+    extract::{DefaultBodyLimit, OriginalUri, Query, Request, State},
+    http::{HeaderMap, HeaderValue, Method, StatusCode, header},
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use commonware_cryptography::{Hasher as _, Sha256};
+use futures::{StreamExt as _, TryStreamExt as _};
+use serde::Deserialize;
+use std::{net::IpAddr, sync::Arc, time::Duration};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// Requests worked on at once; more are answered `busy`.
+pub const REQUESTS_AT_ONCE_MAX: usize = 1024;
+/// Exports at once: each remembers the keys it has seen.
+pub const EXPORTS_AT_ONCE_MAX: usize = 1;
+/// How long a request's body may take to arrive.
+pub const BODY_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a read may wait for a size, at most.
+pub const WAIT_MAX: Duration = Duration::from_secs(60);
+/// How long a read waits for a size if it does not say.
+const WAIT_DEFAULT: Duration = Duration::from_secs(10);
+/// Bytes that JSON may add to a batch's changes: escapes, base64, names.
+const BODY_FACTOR: usize = 3;
+
+/// What the handlers share.
+#[derive(Clone)]
+pub(super) struct Api {
+    pub(super) backend: Arc<dyn Backend>,
+    pub(super) tokens: Tokens,
+    pub(super) address: IpAddr,
+    exports: Arc<Semaphore>,
+    requests: Arc<Semaphore>,
+}
+
+/// The router over `backend`, for a port on `address`.
+pub fn router(backend: Arc<dyn Backend>, tokens: Tokens, address: IpAddr) -> Router {
+    let api = Api {
+        backend,
+        tokens,
+        address,
+        exports: Arc::new(Semaphore::new(EXPORTS_AT_ONCE_MAX)),
+        requests: Arc::new(Semaphore::new(REQUESTS_AT_ONCE_MAX)),
+    };
+    Router::new()
+        .route("/v1/keys/{*key}", get(get_key).put(put_key).delete(delete_key))
+        .route("/v1/batch", post(batch))
+        .route("/v1/append", post(append))
+        .route("/v1/checkpoint", get(checkpoint))
+        .route("/v1/status", get(|State(api): State<Api>| async move { Json(api.backend.status()) }))
+        .route("/v1/export", get(export))
+        .route("/v1/entries", get(no_entries))
+        .route("/v1/entries/{*location}", get(no_entries))
+        .route("/v1/operations/{*location}", get(no_operations))
+        .fallback(|| async {
+            Problem::new(StatusCode::NOT_FOUND, "no_such_endpoint", "no such endpoint")
+        })
+        .method_not_allowed_fallback(|method: Method| async move {
+            let detail = format!("{method} is not allowed here");
+            Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", detail)
+        })
+        .layer(middleware::from_fn_with_state(api.clone(), limit))
+        .layer(middleware::from_fn_with_state(api.clone(), guard::guard))
+        .layer(DefaultBodyLimit::disable())
+        .with_state(api)
+}
+
+/// Bounds the requests that are worked on at once.
+async fn limit(State(api): State<Api>, request: Request, next: Next) -> Response {
+    match api.requests.clone().try_acquire_owned() {
+        Ok(_permit) => next.run(request).await,
+        Err(_) => Problem::new(StatusCode::TOO_MANY_REQUESTS, "busy", "too many requests at once")
+            .retry_after(Duration::from_secs(1))
+            .into_response(),
+    }
+}
+
+/// The key in a path: what follows `/v1/keys/`, percent-decoded, slashes included. Taken from the
+/// raw path, so that no segment of it means anything.
+fn key_of(path: &str) -> Result<Vec<u8>, Problem> {
+    let raw = path.strip_prefix("/v1/keys/").unwrap_or_default();
+    let key: Vec<u8> = percent_encoding::percent_decode_str(raw).collect();
+    if key.is_empty() {
+        return Err(Problem::malformed("the key is empty"));
+    }
+    if key.len() > KEY_LENGTH_MAX {
+        let detail = format!("the key has {} bytes; {KEY_LENGTH_MAX} are allowed", key.len());
+        return Err(Problem::too_large(detail));
+    }
+    Ok(key)
+}
+
+/// What a read of a key may ask for.
+#[derive(Deserialize)]
+struct ReadOptions {
+    min_size: Option<u64>,
+    timeout: Option<String>,
+    proof: Option<bool>,
+}
+
+fn query<T>(query: Result<Query<T>, axum::extract::rejection::QueryRejection>) -> Result<T, Problem> {
+    query.map(|Query(query)| query).map_err(|error| Problem::malformed(error.body_text()))
+}
+
+async fn get_key(
+    State(api): State<Api>,
+    OriginalUri(uri): OriginalUri,
+    options: Result<Query<ReadOptions>, axum::extract::rejection::QueryRejection>,
+) -> Result<Response, Problem> {
+    let key = key_of(uri.path())?;
+    let options = query(options)?;
+    if options.proof == Some(true) {
+        return Err(not_provable(api.backend.status().family));
+    }
+    if let Some(size) = options.min_size {
+        wait_for_size(&api, size, options.timeout.as_deref()).await?;
+    }
+    let (view, value) = api.backend.get(&key).await?;
+    let mut response = match value {
+        Some(value) => {
+            let mut response = value.into_response();
+            let kind = HeaderValue::from_static("application/octet-stream");
+            response.headers_mut().insert(header::CONTENT_TYPE, kind);
+            response
+        }
+        None => {
+            let detail = "the key is absent from the verified state";
+            Problem::new(StatusCode::NOT_FOUND, "not_found", detail).into_response()
+        }
+    };
+    add_view(response.headers_mut(), &view);
+    Ok(response)
+}
+
+fn not_provable(family: Option<Family>) -> Problem {
+    let reason = match family {
+        Some(Family::Any) => {
+            "family 'any' cannot prove that a value is the present one: an overwritten value would verify as well; family 'current' can"
+        }
+        Some(Family::Immutable) => {
+            "family 'immutable' has no bounded way from a key to its location; family 'current' proves by key"
+        }
+        _ => "this version does not prove by key",
+    };
+    Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "not_provable", reason)
+}
+
+async fn wait_for_size(api: &Api, size: u64, timeout: Option<&str>) -> Result<(), Problem> {
+    let timeout = match timeout {
+        None => WAIT_DEFAULT,
+        Some(text) => crate::config::duration(text).map_err(|allowed| {
+            Problem::malformed(format!("'timeout={text}' is not {allowed}"))
+        })?,
+    };
+    if api.backend.wait_for_size(size, timeout.min(WAIT_MAX)).await {
+        return Ok(());
+    }
+    let now = api.backend.view().map_or(0, |view| view.size);
+    let detail = format!("the state has {now} operations, {size} were asked for");
+    Err(Problem::new(StatusCode::PRECONDITION_FAILED, "behind", detail))
+}
+
+/// Says which state an answer speaks of.
+fn add_view(headers: &mut HeaderMap, view: &View) {
+    let mut add = |name: &'static str, value: String| {
+        if let Ok(value) = HeaderValue::from_str(&value) {
+            headers.insert(name, value);
+        }
+    };
+    add("syncd-database", view.database.to_string());
+    add("syncd-size", view.size.to_string());
+    add("syncd-root", view.root.to_string());
+    add("syncd-lag-seconds", format!("{:.3}", view.lag_seconds));
+}
+
+fn writer(api: &Api) -> Result<Arc<dyn Writer>, Problem> {
+    api.backend.writer().ok_or_else(|| {
+        let detail = "this is a replica: write to its server";
+        Problem::new(StatusCode::METHOD_NOT_ALLOWED, "read_only", detail)
+    })
+}
+
+/// The media type of a body, without parameters.
+fn content_type(headers: &HeaderMap) -> String {
+    let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let essence = value.unwrap_or_default().split(';').next().unwrap_or_default();
+    essence.trim().to_ascii_lowercase()
+}
+
+/// Bodies that a foreign page can send without asking first are not taken.
+fn demand_content_type(headers: &HeaderMap, allowed: &[&str]) -> Result<(), Problem> {
+    let found = content_type(headers);
+    if allowed.contains(&found.as_str()) {
+        return Ok(());
+    }
+    let detail = format!("content type '{found}'; needed is {}", allowed.join(" or "));
+    Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "content_type", detail))
+}
+
+/// Reads a body of at most `max` bytes, in bounded time.
+async fn read_body(body: Body, max: usize) -> Result<Bytes, Problem> {
+    let reading = axum::body::to_bytes(body, max);
+    match tokio::time::timeout(BODY_TIMEOUT, reading).await {
+        Ok(Ok(body)) => Ok(body),
+        Ok(Err(error)) if error.to_string().contains("length limit") => {
+            Err(Problem::too_large(format!("the body is larger than {max} bytes")))
+        }
+        Ok(Err(error)) => Err(Problem::malformed(format!("the body cannot be read: {error}"))),
+        Err(_) => {
+            let detail = format!("the body did not arrive within {BODY_TIMEOUT:?}");
+            Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "timeout", detail))
+        }
+    }
+}
+
+/// The idempotency key, with a digest of all that the request says.
+fn idempotency(
+    headers: &HeaderMap,
+    method: &str,
+    path: &str,
+    body: &[u8],
+) -> Result<Option<(Vec<u8>, Digest)>, Problem> {
+    let Some(key) = headers.get("idempotency-key") else { return Ok(None) };
+    let key = key.as_bytes();
+    if key.is_empty() || key.len() > IDEMPOTENCY_KEY_LENGTH_MAX {
+        let detail = format!(
+            "the Idempotency-Key has {} bytes; 1 to {IDEMPOTENCY_KEY_LENGTH_MAX} are allowed",
+            key.len()
+        );
+        return Err(Problem::malformed(detail));
+    }
+    let hash = Sha256::hash(&[method.as_bytes(), b"\0", path.as_bytes(), b"\0", body]);
+    let mut digest = [0; 32];
+    digest.copy_from_slice(hash.as_ref());
+    Ok(Some((key.to_vec(), Digest(digest))))
+}
+
+/// Commits; a connection that closes meanwhile does not call it off half way.
+async fn commit(
+    writer: Arc<dyn Writer>,
+    changes: Vec<Change>,
+    idempotency: Option<(Vec<u8>, Digest)>,
+) -> Result<Response, Problem> {
+    let request = WriteRequest { changes, idempotency };
+    let work = tokio::spawn(async move { writer.write(request).await });
+    let receipt = work.await.map_err(|_| {
+        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the write was aborted")
+    })??;
+    Ok(Json(receipt).into_response())
+}
+
+async fn put_key(
+    State(api): State<Api>,
+    OriginalUri(uri): OriginalUri,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    let writer = writer(&api)?;
+    let key = key_of(uri.path())?;
+    // curl's default for --data is a form; a value sent so is most likely meant as it is.
+    if content_type(&headers) == "multipart/form-data" {
+        demand_content_type(&headers, &["application/octet-stream"])?;
+    }
+    let value = read_body(body, writer.value_length_max()).await?;
+    let idempotency = idempotency(&headers, "PUT", uri.path(), &value)?;
+    commit(writer, vec![Change::Put { key, value: value.to_vec() }], idempotency).await
+}
+
+async fn delete_key(
+    State(api): State<Api>,
+    OriginalUri(uri): OriginalUri,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let writer = writer(&api)?;
+    let key = key_of(uri.path())?;
+    let idempotency = idempotency(&headers, "DELETE", uri.path(), b"")?;
+    commit(writer, vec![Change::Delete { key }], idempotency).await
+}
+
+async fn batch(
+    State(api): State<Api>,
+    OriginalUri(uri): OriginalUri,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    let writer = writer(&api)?;
+    demand_content_type(&headers, &["application/x-ndjson", "application/ndjson"])?;
+    let body = read_body(body, writer.batch_bytes_max() * BODY_FACTOR).await?;
+    let changes = ndjson::parse(&body, writer.value_length_max())?;
+    let idempotency = idempotency(&headers, "POST", uri.path(), &body)?;
+    commit(writer, changes, idempotency).await
+}
+
+async fn append(
+    State(api): State<Api>,
+    OriginalUri(uri): OriginalUri,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    let writer = writer(&api)?;
+    demand_content_type(&headers, &["application/octet-stream"])?;
+    let value = read_body(body, writer.value_length_max()).await?;
+    let idempotency = idempotency(&headers, "POST", uri.path(), &value)?;
+    commit(writer, vec![Change::Append { value: value.to_vec() }], idempotency).await
+}
+
+async fn checkpoint(State(api): State<Api>) -> Result<Response, Problem> {
+    let checkpoint = api.backend.checkpoint().ok_or(ReadError::NoVerifiedState)?;
+    Ok(Json(checkpoint.to_json()).into_response())
+}
+
+async fn no_entries(State(api): State<Api>) -> Problem {
+    let family = api.backend.status().family.map_or("?", Family::as_str);
+    let detail = format!("family '{family}' has keys, not entries; see /v1/keys");
+    Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "unsupported", detail)
+}
+
+async fn no_operations() -> Problem {
+    let detail = "this version does not prove single operations";
+    Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "unsupported", detail)
+}
+
+async fn export(State(api): State<Api>) -> Result<Response, Problem> {
+    let permit = api.exports.clone().try_acquire_owned().map_err(|_| ReadError::Busy {
+        message: "another export is running".into(),
+        retry_after: Duration::from_secs(5),
+    })?;
+    let Export { view, entries } = api.backend.export().await?;
+    let mut response = Response::new(Body::from_stream(export_lines(entries, permit)));
+    let kind = HeaderValue::from_static("application/x-ndjson");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    add_view(response.headers_mut(), &view);
+    Ok(response)
+}
+
+/// The lines of an export. An error cuts the body short, which HTTP shows as an incomplete one.
+fn export_lines(
+    entries: tokio::sync::mpsc::Receiver<Result<Vec<Entry>, ReadError>>,
+    permit: OwnedSemaphorePermit,
+) -> impl futures::Stream<Item = Result<Bytes, ReadError>> {
+    let pages = futures::stream::unfold((entries, permit), |(mut entries, permit)| async move {
+        entries.recv().await.map(|page| (page, (entries, permit)))
+    });
+    pages
+        .map_ok(|page| {
+            let mut lines = Vec::new();
+            page.iter().for_each(|entry| ndjson::write(entry, &mut lines));
+            Bytes::from(lines)
+        })
+        .filter(|page| std::future::ready(!matches!(page, Ok(lines) if lines.is_empty())))
+}

@@ -1,0 +1,271 @@
+//! The client's process: configuration → ports → storage → work → drain.
+
+use super::{
+    backend::ClientBackend,
+    connection::EQUIVOCATION,
+    core::{self, Core, Error, Setup},
+    replica::Replica,
+    sync_loop::{Config as LoopConfig, Pace},
+};
+use crate::{
+    api,
+    checkpoint::Policy,
+    config::{
+        client::{Args, Config, Follow, OnEquivocation},
+        default_storage_dir, parse_or_exit,
+    },
+    daemon::{self, Failure, Ground},
+    exit, keys,
+    lifecycle::{Health, Shutdown},
+    link::Connector,
+    replicate::state_sync,
+    telemetry::logs::{self, Level},
+};
+use commonware_cryptography::ed25519::{PrivateKey, PublicKey};
+use commonware_runtime::{Clock as _, Supervisor as _, tokio::Context};
+use std::{
+    ffi::OsString,
+    path::PathBuf,
+    process::ExitCode,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tokio::sync::watch;
+
+/// How often the files of a local server are looked for.
+const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+/// How often it is said that they are waited for.
+const SAY_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Runs `syncd-client` with a command line, the program's name first.
+pub fn main(arguments: Vec<OsString>) -> ExitCode {
+    daemon::exit_with("syncd-client", try_main(arguments))
+}
+
+fn try_main(arguments: Vec<OsString>) -> Result<(), Failure> {
+    let config = parse_or_exit::<Args>(arguments).validate()?;
+    logs::check(&config.common.log_level)
+        .map_err(|allowed| crate::config::invalid("--log-level", &config.common.log_level, allowed))?;
+    let level = logs::init(config.common.log_format, &config.common.log_level)
+        .map_err(|message| Failure::new(exit::USAGE, message))?;
+    let ground = daemon::take_ground(&config.storage_dir, config.api, config.metrics)?;
+    let identity = match &config.identity_key {
+        Some(path) => keys::load_private(path)?,
+        None => keys::load_or_create_private(&config.storage_dir.join("identity.key"))?,
+    };
+    let public = daemon::public_dir(&config.storage_dir);
+    keys::write_public_file(&public, "identity.pub", &keys::public_hex(&identity))?;
+    tracing::info!(version = crate::VERSION, config = ?config, "starting");
+    let storage_dir = config.storage_dir.clone();
+    daemon::run_on_runtime(&storage_dir, move |context| {
+        run(context, config, ground, level, identity)
+    })
+}
+
+/// What the client trusts.
+struct Trust {
+    server: PublicKey,
+    policy: Policy,
+}
+
+/// The keys of the configuration; what is missing is what a server with default settings on this
+/// machine wrote.
+fn load_trust(config: &Config) -> Result<Trust, Failure> {
+    let directory = daemon::public_dir(&default_storage_dir("server")?);
+    let local = |name: &str| directory.join(name).display().to_string();
+    let server = config.server_key.clone().unwrap_or_else(|| local("identity.pub"));
+    let database = config.database.clone().unwrap_or_else(|| local("database.id"));
+    let mut publishers = config.trusted_keys.clone();
+    if publishers.is_empty() {
+        publishers.push(local("publisher.pub"));
+    }
+    let publishers: Result<Vec<_>, _> = publishers.iter().map(|key| keys::parse_public(key)).collect();
+    Ok(Trust {
+        server: keys::parse_public(&server)?,
+        policy: Policy {
+            publishers: publishers?,
+            database: keys::parse_database(&database)?,
+            family: config.family,
+        },
+    })
+}
+
+/// The files that are still missing, where the keys of a local server are the default.
+fn missing_files(config: &Config) -> Result<Vec<PathBuf>, Failure> {
+    let directory = daemon::public_dir(&default_storage_dir("server")?);
+    let wanted = [
+        ("identity.pub", config.server_key.is_none()),
+        ("publisher.pub", config.trusted_keys.is_empty()),
+        ("database.id", config.database.is_none()),
+    ];
+    let files = wanted.iter().filter(|(_, wanted)| *wanted).map(|(name, _)| directory.join(name));
+    Ok(files.filter(|path| !path.exists()).collect())
+}
+
+/// Waits until a local server has written its keys.
+async fn wait_for_trust(config: &Config) -> Result<Trust, Failure> {
+    let mut said: Option<Instant> = None;
+    loop {
+        let missing = missing_files(config)?;
+        if missing.is_empty() {
+            return load_trust(config);
+        }
+        if said.is_none_or(|said| said.elapsed() > SAY_INTERVAL) {
+            said = Some(Instant::now());
+            tracing::info!(
+                file = %missing[0].display(),
+                "waiting for the keys of a server on this machine (start syncd-server, or give --server-key, --trusted-key and --database)"
+            );
+        }
+        tokio::time::sleep(LOOK_INTERVAL).await;
+    }
+}
+
+fn setup(config: &Config, trust: Trust, identity: PrivateKey) -> Setup {
+    Setup {
+        connector: Connector {
+            host: config.host.clone(),
+            port: config.port,
+            server: trust.server,
+            identity,
+            skew: config.skew,
+        },
+        policy: trust.policy,
+        sync: LoopConfig {
+            pace: Pace {
+                push: config.follow == Follow::Push,
+                sync_interval: config.sync_interval,
+                target_update_interval: config.target_update_interval,
+            },
+            state_sync: state_sync::Config { batch: config.batch, outstanding: config.outstanding },
+            age_max: config.max_age,
+            skew: config.skew,
+            history: config.history,
+        },
+        directory: config.storage_dir.clone(),
+    }
+}
+
+async fn run(
+    context: Context,
+    config: Config,
+    ground: Ground,
+    level: Level,
+    identity: PrivateKey,
+) -> Result<(), Failure> {
+    let Ground { api, metrics, lock: _lock, shutdown } = ground;
+    let health = Health::default();
+    let addresses =
+        [("api", daemon::local_address(&api)?), ("metrics", daemon::local_address(&metrics)?)];
+    daemon::serve_admin(&context, metrics, health.clone());
+    let registry = context.child("syncd");
+    let _build = daemon::build_info(&registry);
+    let trust = tokio::select! {
+        trust = wait_for_trust(&config) => trust?,
+        () = shutdown.wait() => return Ok(()),
+    };
+    let setup = setup(&config, trust, identity);
+    let mut core = core::start(context.child("client"), &registry, setup).await.map_err(failure)?;
+    let tokens = daemon::load_tokens(None, config.read_token.as_ref())?;
+    let backend = Arc::new(ClientBackend::new(context.child("api"), core.replica.clone()));
+    let (stop, stopped) = watch::channel(false);
+    let router = api::router(backend, tokens.clone(), config.api.ip());
+    let serving = daemon::serve_api(api, router, stopped);
+    set_ready(&health, &context, &core.replica, &config);
+    daemon::write_endpoints(&config.storage_dir, &addresses)?;
+    tracing::info!(
+        size = core.replica.head().map_or(0, |head| head.checkpoint.size),
+        server = core.replica.server,
+        api = %addresses[0].1,
+        metrics = %addresses[1].1,
+        "serving"
+    );
+    let result = work(&mut core, &config, &shutdown, || {
+        daemon::reload_tokens(&tokens, None, config.read_token.as_ref());
+        daemon::reload_level(&level, &config.common);
+    })
+    .await;
+    if let Err(failure) = result {
+        health.died("loop");
+        return Err(failure);
+    }
+    tracing::info!("draining");
+    health.drain();
+    let drain = async {
+        stop.send_replace(true);
+        let _ = serving.await;
+        core.drain().await
+    };
+    tokio::select! {
+        result = drain => result.map_err(failure)?,
+        () = tokio::time::sleep(config.common.shutdown_grace) => {
+            tracing::warn!("the drain took longer than --shutdown-grace; what was verified is safe");
+        }
+    }
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// Ready: a verified state, little lag, a fresh signature (DESIGN §7).
+fn set_ready(
+    health: &Health,
+    context: &Context,
+    replica: &Arc<Replica<Context>>,
+    config: &Config,
+) {
+    let (clock, replica) = (context.child("ready"), replica.clone());
+    let (lag_max, age_max) = (config.ready_max_lag, config.max_age);
+    health.set_ready(Arc::new(move || {
+        let now = clock.current();
+        if replica.head().is_none() {
+            return Err("no state has been verified yet".into());
+        }
+        let lag = replica.lag_seconds(now);
+        if lag > lag_max.as_secs_f64() {
+            return Err(format!("lag of {lag:.1} s is above --ready-max-lag"));
+        }
+        match replica.signature_age(now) {
+            Some(age) if age <= age_max => Ok(()),
+            _ => Err("the newest signature is older than --max-age".into()),
+        }
+    }));
+}
+
+/// Waits for a reason to end.
+async fn work(
+    core: &mut Core<Context>,
+    config: &Config,
+    shutdown: &Shutdown,
+    reload: impl FnMut(),
+) -> Result<(), Failure> {
+    let reload = shutdown.on_reload(reload);
+    tokio::pin!(reload);
+    loop {
+        tokio::select! {
+            () = shutdown.wait() => return Ok(()),
+            () = &mut reload => return Ok(()),
+            message = core.fatal.recv() => {
+                let message = message.unwrap_or_default();
+                let equivocation = message.starts_with(EQUIVOCATION);
+                if !equivocation || config.on_equivocation == OnEquivocation::Exit {
+                    return Err(Failure::new(exit::DATA, message));
+                }
+            }
+            result = &mut core.looping => return Err(match result {
+                Ok(Ok(())) => Failure::new(exit::INTERNAL, "the loop ended by itself"),
+                Ok(Err(error)) => failure(error.into()),
+                Err(error) => Failure::new(exit::INTERNAL, format!("the loop ended: {error}")),
+            }),
+            error = &mut core.upkeep => return Err(match error {
+                Ok(error) => failure(error.into()),
+                Err(error) => Failure::new(exit::INTERNAL, format!("the upkeep ended: {error}")),
+            }),
+        }
+    }
+}
+
+fn failure(error: Error) -> Failure {
+    let code = if error.is_damage() { exit::DATA } else { exit::IO };
+    tracing::error!(%error, "cannot go on");
+    Failure::new(code, error.to_string())
+}

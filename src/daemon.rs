@@ -1,0 +1,233 @@
+//! What both daemons do around their work: ports, runtime, files that tell others where they are.
+
+use crate::{
+    VERSION, admin,
+    api::Tokens,
+    config::{CommonArgs, Invalid, TokenFile},
+    exit, http,
+    keys,
+    lifecycle::{DirectoryError, DirectoryLock, Health, Shutdown},
+    telemetry::logs::Level,
+};
+use arc_swap::ArcSwapOption;
+use axum::Router;
+use commonware_runtime::{
+    Metrics as _, Supervisor as _,
+    telemetry::metrics::Registered,
+    tokio::{Config as RuntimeConfig, Context, Runner},
+};
+use prometheus_client::{encoding::EncodeLabelSet, metrics::{family::Family, gauge::Gauge}};
+use std::{
+    net::{SocketAddr, TcpListener},
+    panic::AssertUnwindSafe,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+/// Longest that one read or write of a connection may take.
+const NETWORK_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Why a daemon ends before it began, or ends badly.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct Failure {
+    /// In words.
+    pub message: String,
+    /// The exit code.
+    pub code: u8,
+}
+
+impl Failure {
+    /// A failure.
+    pub fn new(code: u8, message: impl Into<String>) -> Self {
+        Self { message: message.into(), code }
+    }
+}
+
+impl From<Invalid> for Failure {
+    fn from(error: Invalid) -> Self {
+        Self::new(exit::USAGE, error.to_string())
+    }
+}
+
+impl From<DirectoryError> for Failure {
+    fn from(error: DirectoryError) -> Self {
+        Self::new(error.exit_code(), error.to_string())
+    }
+}
+
+impl From<http::BindError> for Failure {
+    fn from(error: http::BindError) -> Self {
+        Self::new(exit::IO, error.to_string())
+    }
+}
+
+impl From<keys::Error> for Failure {
+    fn from(error: keys::Error) -> Self {
+        let code = if matches!(error, keys::Error::Io { .. }) { exit::IO } else { exit::USAGE };
+        Self::new(code, error.to_string())
+    }
+}
+
+/// Runs a daemon's main function and turns its end into an exit code. A failure is one line on
+/// stderr.
+pub fn exit_with(name: &str, result: Result<(), Failure>) -> std::process::ExitCode {
+    match result {
+        Ok(()) => exit::OK.into(),
+        Err(failure) => {
+            eprintln!("{name}: {failure}");
+            failure.code.into()
+        }
+    }
+}
+
+/// Ports and the directory, taken before storage is opened, so that a busy one fails fast.
+pub struct Ground {
+    /// Port of the API.
+    pub api: TcpListener,
+    /// Port of metrics and health.
+    pub metrics: TcpListener,
+    /// The lock of the storage directory.
+    pub lock: DirectoryLock,
+    /// Signals.
+    pub shutdown: Shutdown,
+}
+
+/// Takes the directory and the HTTP ports.
+pub fn take_ground(
+    storage_dir: &Path,
+    api: SocketAddr,
+    metrics: SocketAddr,
+) -> Result<Ground, Failure> {
+    let lock = DirectoryLock::take(storage_dir)?;
+    let shutdown = Shutdown::install()
+        .map_err(|error| Failure::new(exit::INTERNAL, format!("cannot handle signals: {error}")))?;
+    let api = http::bind("--api-port", api)?;
+    let metrics = http::bind("--metrics-port", metrics)?;
+    Ok(Ground { api, metrics, lock, shutdown })
+}
+
+/// Where the library keeps its partitions.
+pub fn data_dir(storage_dir: &Path) -> PathBuf {
+    storage_dir.join("data")
+}
+
+/// Where the public halves of keys and the addresses are written.
+pub fn public_dir(storage_dir: &Path) -> PathBuf {
+    storage_dir.join("public")
+}
+
+/// Runs `work` on the production runtime. A panic anywhere becomes [`exit::INTERNAL`].
+pub fn run_on_runtime<F, Fut>(storage_dir: &Path, work: F) -> Result<(), Failure>
+where
+    F: FnOnce(Context) -> Fut,
+    Fut: Future<Output = Result<(), Failure>>,
+{
+    let threads = std::thread::available_parallelism().map_or(2, |threads| threads.get().max(2));
+    let config = RuntimeConfig::default()
+        .with_storage_directory(data_dir(storage_dir))
+        .with_worker_threads(threads)
+        .with_read_write_timeout(NETWORK_TIMEOUT);
+    let run = || commonware_runtime::Runner::start(Runner::new(config), work);
+    std::panic::catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| {
+        Err(Failure::new(exit::INTERNAL, "a task panicked; the message is above"))
+    })
+}
+
+/// Serves the metrics port until the process ends.
+pub fn serve_admin(context: &Context, listener: TcpListener, health: Health) {
+    let registry = context.child("encode");
+    let encode: admin::Encode = Arc::new(move || registry.encode());
+    let router = admin::router(encode, health);
+    tokio::spawn(async move {
+        if let Err(error) = http::serve(listener, router, std::future::pending()).await {
+            tracing::error!(%error, "the metrics port failed");
+        }
+    });
+}
+
+/// Serves the API until `stop` is set; the handle ends when what was in flight has.
+pub fn serve_api(
+    listener: TcpListener,
+    router: Router,
+    mut stop: tokio::sync::watch::Receiver<bool>,
+) -> tokio::task::JoinHandle<()> {
+    tokio::spawn(async move {
+        let stopped = async move {
+            let _ = stop.wait_for(|stop| *stop).await;
+        };
+        if let Err(error) = http::serve(listener, router, stopped).await {
+            tracing::error!(%error, "the API port failed");
+        }
+    })
+}
+
+/// Writes where the daemon listens to `public/endpoints.json`, for tools on this machine.
+pub fn write_endpoints(storage_dir: &Path, endpoints: &[(&str, SocketAddr)]) -> Result<(), Failure> {
+    let object: serde_json::Map<_, _> = endpoints
+        .iter()
+        .map(|(name, address)| ((*name).to_string(), address.to_string().into()))
+        .collect();
+    let line = serde_json::Value::Object(object).to_string();
+    Ok(keys::write_public_file(&public_dir(storage_dir), "endpoints.json", &line)?)
+}
+
+/// The address that a listener got.
+pub fn local_address(listener: &TcpListener) -> Result<SocketAddr, Failure> {
+    listener.local_addr().map_err(|error| Failure::new(exit::IO, error.to_string()))
+}
+
+/// Reads the tokens of the API.
+pub fn load_tokens(
+    write: Option<&TokenFile>,
+    read: Option<&TokenFile>,
+) -> Result<Tokens, Invalid> {
+    let load = |file: Option<&TokenFile>| -> Result<_, Invalid> {
+        let secret = file.map(TokenFile::load).transpose()?;
+        Ok(Arc::new(ArcSwapOption::from_pointee(secret)))
+    };
+    Ok(Tokens { write: load(write)?, read: load(read)? })
+}
+
+/// Reads the tokens again; a file that cannot be read leaves its old token in force.
+pub fn reload_tokens(tokens: &Tokens, write: Option<&TokenFile>, read: Option<&TokenFile>) {
+    for (slot, file) in [(&tokens.write, write), (&tokens.read, read)] {
+        match file.map(TokenFile::load) {
+            Some(Ok(secret)) => slot.store(Some(Arc::new(secret))),
+            Some(Err(error)) => tracing::error!(%error, "the old token stays in force"),
+            None => {}
+        }
+    }
+}
+
+/// Sets the level of the log from the environment again, or from the command line.
+pub fn reload_level(level: &Level, common: &CommonArgs) {
+    let wanted = std::env::var("SYNCD_LOG_LEVEL").unwrap_or_else(|_| common.log_level.clone());
+    match level.set(&wanted) {
+        Ok(()) => tracing::info!(level = wanted, "reloaded"),
+        Err(allowed) => tracing::error!(level = wanted, allowed, "the log level is invalid"),
+    }
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct BuildLabel {
+    version: &'static str,
+    commit: &'static str,
+    commonware: &'static str,
+}
+
+/// `syncd_build_info`; exposed as long as it is held.
+pub struct BuildInfo(#[allow(dead_code, reason = "held to stay registered")] Registered<Family<BuildLabel, Gauge>>);
+
+/// Registers `syncd_build_info`.
+pub fn build_info(registry: &Context) -> BuildInfo {
+    let family = Family::<BuildLabel, Gauge>::default();
+    let label = BuildLabel {
+        version: VERSION,
+        commit: option_env!("SYNCD_COMMIT").unwrap_or("unknown"),
+        commonware: "2026.10.0",
+    };
+    family.get_or_create(&label).set(1);
+    BuildInfo(registry.register("build_info", "What this program was built from", family))
+}

@@ -1,0 +1,214 @@
+//! A daemon's life outside of its work: the directory it owns, the signals it gets, its health.
+
+use commonware_utils::sync::Mutex;
+use signal_hook::{
+    consts::{SIGHUP, SIGINT, SIGTERM},
+    iterator::Signals,
+};
+use std::{
+    fs::{File, TryLockError},
+    io::{self, Read as _, Seek as _, Write as _},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+use tokio::sync::watch;
+
+/// Why a storage directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum DirectoryError {
+    /// Another process has it.
+    #[error("the storage directory {} is in use by process {owner}", path.display())]
+    Locked {
+        /// The directory.
+        path: PathBuf,
+        /// What the lock file says of its owner.
+        owner: String,
+    },
+    /// It cannot be written.
+    #[error("the storage directory {} cannot be used: {source}", path.display())]
+    Io {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl DirectoryError {
+    /// The exit code for it.
+    pub const fn exit_code(&self) -> u8 {
+        match self {
+            Self::Locked { .. } => crate::exit::TEMPORARY,
+            Self::Io { .. } => crate::exit::IO,
+        }
+    }
+}
+
+/// Exclusive use of a storage directory, until dropped or until the process dies.
+#[derive(Debug)]
+pub struct DirectoryLock(#[allow(dead_code, reason = "held for its lock")] File);
+
+impl DirectoryLock {
+    /// Makes the directory if needed, takes its lock, and proves that it can be written: the
+    /// storage below would wait for its own lock, and panic where it cannot write.
+    pub fn take(path: &Path) -> Result<Self, DirectoryError> {
+        let failed = |source| DirectoryError::Io { path: path.to_path_buf(), source };
+        std::fs::create_dir_all(path).map_err(failed)?;
+        let mut file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path.join("lock"))
+            .map_err(failed)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let mut owner = String::new();
+                let _ = file.read_to_string(&mut owner);
+                let owner = owner.trim().to_string();
+                return Err(DirectoryError::Locked { path: path.to_path_buf(), owner });
+            }
+            Err(TryLockError::Error(source)) => return Err(failed(source)),
+        }
+        file.set_len(0).and_then(|()| file.rewind()).map_err(failed)?;
+        writeln!(file, "{}", std::process::id()).and_then(|()| file.sync_all()).map_err(failed)?;
+        tempfile::tempfile_in(path)
+            .and_then(|mut probe| probe.write_all(b"probe").and_then(|()| probe.sync_all()))
+            .map_err(failed)?;
+        Ok(Self(file))
+    }
+}
+
+/// Signals of the process.
+#[derive(Clone)]
+pub struct Shutdown {
+    requested: watch::Receiver<bool>,
+    reloads: watch::Receiver<u64>,
+}
+
+impl Shutdown {
+    /// Listens for signals: the first SIGTERM or SIGINT requests the end, the second ends the
+    /// process at once; SIGHUP asks for a reload.
+    pub fn install() -> io::Result<Self> {
+        let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
+        let (request, requested) = watch::channel(false);
+        let (reload, reloads) = watch::channel(0);
+        std::thread::Builder::new().name("signals".into()).spawn(move || {
+            for signal in signals.forever() {
+                if signal == SIGHUP {
+                    reload.send_modify(|count| *count += 1);
+                } else if request.send_replace(true) {
+                    // By convention 128 and the signal's number.
+                    std::process::exit(128 + signal);
+                }
+            }
+        })?;
+        Ok(Self { requested, reloads })
+    }
+
+    /// Waits until the end is requested.
+    pub async fn wait(&self) {
+        let mut requested = self.requested.clone();
+        if requested.wait_for(|requested| *requested).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Calls `reload` for each SIGHUP, for ever.
+    pub async fn on_reload(&self, mut reload: impl FnMut()) {
+        let mut reloads = self.reloads.clone();
+        while reloads.changed().await.is_ok() {
+            reload();
+        }
+    }
+}
+
+/// Says whether the process is ready, and why not.
+pub type Ready = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
+
+/// What `/livez` and `/readyz` answer.
+#[derive(Clone)]
+pub struct Health {
+    ready: Arc<Mutex<Option<Ready>>>,
+    draining: Arc<watch::Sender<bool>>,
+    dead: Arc<Mutex<Option<String>>>,
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Self {
+            ready: Arc::default(),
+            draining: Arc::new(watch::Sender::new(false)),
+            dead: Arc::default(),
+        }
+    }
+}
+
+impl Health {
+    /// Sets how readiness is found out; before, the process is starting.
+    pub fn set_ready(&self, ready: Ready) {
+        *self.ready.lock() = Some(ready);
+    }
+
+    /// From here on the process is not ready any more.
+    pub fn drain(&self) {
+        self.draining.send_replace(true);
+    }
+
+    /// A supervised task died.
+    pub fn died(&self, task: &str) {
+        self.dead.lock().get_or_insert_with(|| task.to_string());
+    }
+
+    /// Whether requests should be sent here.
+    pub fn readiness(&self) -> Result<(), String> {
+        if *self.draining.borrow() {
+            return Err("draining".into());
+        }
+        let ready = self.ready.lock().clone();
+        ready.map_or_else(|| Err("starting".into()), |ready| ready())
+    }
+
+    /// Whether the process should be left alone.
+    pub fn liveness(&self) -> Result<(), String> {
+        self.dead.lock().clone().map_or(Ok(()), |task| Err(format!("task '{task}' has died")))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_has_one_owner() {
+        let directory = tempfile::tempdir().unwrap();
+        let lock = DirectoryLock::take(directory.path()).unwrap();
+        let error = DirectoryLock::take(directory.path()).unwrap_err();
+        assert_eq!(error.exit_code(), crate::exit::TEMPORARY);
+        assert!(error.to_string().contains(&std::process::id().to_string()), "{error}");
+        drop(lock);
+        DirectoryLock::take(directory.path()).unwrap();
+    }
+
+    #[test]
+    fn a_file_is_no_directory() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let error = DirectoryLock::take(file.path()).unwrap_err();
+        assert_eq!(error.exit_code(), crate::exit::IO);
+    }
+
+    #[test]
+    fn draining_is_not_ready() {
+        let health = Health::default();
+        assert_eq!(health.readiness().unwrap_err(), "starting");
+        health.set_ready(Arc::new(|| Ok(())));
+        health.readiness().unwrap();
+        health.drain();
+        assert_eq!(health.readiness().unwrap_err(), "draining");
+        health.liveness().unwrap();
+        health.died("publisher");
+        assert!(health.liveness().unwrap_err().contains("publisher"));
+    }
+}

@@ -1,0 +1,226 @@
+//! The server's process: configuration → ports → storage → work → drain.
+
+use super::{
+    backend::{ServerBackend, ServerWriter},
+    core::{self, Core, Error, Setup},
+};
+use crate::{
+    api::{self, Tokens},
+    config::server::{Config, from_args},
+    daemon::{self, Failure, Ground},
+    exit, keys,
+    lifecycle::Health,
+    serve::Authorized,
+    telemetry::logs::{self, Level},
+};
+use arc_swap::{ArcSwap, ArcSwapOption};
+use commonware_cryptography::{Signer as _, ed25519::PrivateKey};
+use commonware_runtime::{Listener as _, Network as _, Supervisor as _, tokio::Context};
+use std::{ffi::OsString, net::SocketAddr, path::Path, process::ExitCode, sync::Arc};
+use tokio::sync::watch;
+
+/// Runs `syncd-server` with a command line, the program's name first.
+pub fn main(arguments: Vec<OsString>) -> ExitCode {
+    daemon::exit_with("syncd-server", try_main(arguments))
+}
+
+fn try_main(arguments: Vec<OsString>) -> Result<(), Failure> {
+    let config = from_args(arguments)?;
+    logs::check(&config.common.log_level)
+        .map_err(|allowed| crate::config::invalid("--log-level", &config.common.log_level, allowed))?;
+    let level = logs::init(config.common.log_format, &config.common.log_level)
+        .map_err(|message| Failure::new(exit::USAGE, message))?;
+    let ground = daemon::take_ground(&config.storage_dir, config.api, config.metrics)?;
+    let identity = load_key(config.identity_key.as_deref(), &config.storage_dir, "identity.key")?;
+    let publisher =
+        load_key(config.publisher_key.as_deref(), &config.storage_dir, "publisher.key")?;
+    tracing::info!(version = crate::VERSION, config = ?config, "starting");
+    let storage_dir = config.storage_dir.clone();
+    daemon::run_on_runtime(&storage_dir, move |context| {
+        run(context, config, ground, level, identity, publisher)
+    })
+}
+
+/// The key of a flag, or the one in the storage directory, made if need be.
+pub(crate) fn load_key(
+    flag: Option<&Path>,
+    storage_dir: &Path,
+    name: &str,
+) -> Result<PrivateKey, Failure> {
+    Ok(match flag {
+        Some(path) => keys::load_private(path)?,
+        None => keys::load_or_create_private(&storage_dir.join(name))?,
+    })
+}
+
+fn load_authorized(config: &Config) -> Result<Authorized, Failure> {
+    let keys = config.authorized_clients.as_deref().map(keys::load_authorized).transpose()?;
+    if keys.is_none() {
+        tracing::warn!("any replica may connect: there is no --authorized-clients");
+    }
+    Ok(Arc::new(ArcSwap::from_pointee(keys)))
+}
+
+fn setup(
+    config: &Config,
+    identity: PrivateKey,
+    publisher: PrivateKey,
+    authorized: Authorized,
+) -> Setup {
+    Setup {
+        identity,
+        publisher,
+        kind: config.kind,
+        hash_is_chosen: config.hash_is_chosen,
+        initial_operations: config.initial_ops,
+        generator: config.generator,
+        history: config.history,
+        heartbeat_interval: config.heartbeat_interval,
+        queue_requests_max: config.queue_requests_max,
+        authorized,
+        connections_max: config.connections_max,
+        requests_per_second: config.requests_per_second,
+        bytes_per_second: config.bytes_per_second,
+    }
+}
+
+async fn run(
+    context: Context,
+    config: Config,
+    ground: Ground,
+    level: Level,
+    identity: PrivateKey,
+    publisher: PrivateKey,
+) -> Result<(), Failure> {
+    let Ground { api, metrics, lock: _lock, shutdown } = ground;
+    let listener = context.bind(config.listen).await.map_err(|_| {
+        let text = format!("cannot listen on {} (--port): the port is in use or not allowed", config.listen);
+        Failure::new(exit::IO, text)
+    })?;
+    let sync_address = listener.local_addr().map_err(|e| Failure::new(exit::IO, e.to_string()))?;
+    let health = Health::default();
+    let addresses = [
+        ("sync", sync_address),
+        ("api", daemon::local_address(&api)?),
+        ("metrics", daemon::local_address(&metrics)?),
+    ];
+    daemon::serve_admin(&context, metrics, health.clone());
+    let authorized = load_authorized(&config)?;
+    let tokens = daemon::load_tokens(config.api_token.as_ref(), config.read_token.as_ref())?;
+    let registry = context.child("syncd");
+    let _build = daemon::build_info(&registry);
+    let public = (identity.public_key(), publisher.public_key());
+    let setup = setup(&config, identity, publisher, authorized.clone());
+    let mut core = tokio::select! {
+        core = core::start(context.child("server"), &registry, setup, listener) => core.map_err(failure)?,
+        () = shutdown.wait() => return Ok(()),
+    };
+    let directory = daemon::public_dir(&config.storage_dir);
+    for (name, line) in [
+        ("identity.pub", hex::encode(&public.0)),
+        ("publisher.pub", hex::encode(&public.1)),
+        ("database.id", core.identity.id.to_string()),
+    ] {
+        keys::write_public_file(&directory, name, &line)?;
+    }
+    let writer = Arc::new(ServerWriter {
+        publisher: ArcSwapOption::from_pointee(core.publisher.clone()),
+        value_length_max: config.value_length_max,
+    });
+    let backend = Arc::new(ServerBackend {
+        context: context.child("api"),
+        ledger: core.ledger.clone(),
+        writer: writer.clone(),
+    });
+    let (stop, stopped) = watch::channel(false);
+    let api_host = config.api.ip();
+    let serving = daemon::serve_api(api, api::router(backend, tokens.clone(), api_host), stopped);
+    health.set_ready(Arc::new(|| Ok(())));
+    daemon::write_endpoints(&config.storage_dir, &addresses)?;
+    announce(&core, &addresses);
+    let reload = shutdown.on_reload(|| reload(&config, &authorized, &tokens, &level));
+    let result = tokio::select! {
+        () = shutdown.wait() => Ok(()),
+        () = reload => Ok(()),
+        failure = supervise(&mut core) => Err(failure),
+    };
+    if let Err(failure) = result {
+        health.died("publisher");
+        return Err(failure);
+    }
+    tracing::info!("draining");
+    health.drain();
+    let drain = async {
+        stop.send_replace(true);
+        let _ = serving.await;
+        writer.publisher.store(None);
+        core.drain().await
+    };
+    tokio::select! {
+        result = drain => result.map_err(failure)?,
+        () = tokio::time::sleep(config.common.shutdown_grace) => {
+            tracing::warn!("the drain took longer than --shutdown-grace; what was acknowledged is safe");
+        }
+    }
+    tracing::info!("stopped");
+    Ok(())
+}
+
+fn announce(core: &Core<Context>, addresses: &[(&str, SocketAddr); 3]) {
+    let head = core.ledger.head().checkpoint;
+    tracing::info!(
+        database = %core.identity.id,
+        family = %head.family,
+        hash = %head.hash,
+        size = head.size,
+        root = %head.root,
+        sync = %addresses[0].1,
+        api = %addresses[1].1,
+        metrics = %addresses[2].1,
+        "serving"
+    );
+}
+
+/// Waits for a reason to end.
+async fn supervise(core: &mut Core<Context>) -> Failure {
+    tokio::select! {
+        claim = core.amnesia.recv() => match claim {
+            Some(claim) => {
+                let checkpoint = claim.checkpoint;
+                let error =
+                    Error::Amnesia { sequence: checkpoint.sequence, root: checkpoint.root };
+                tracing::error!(%error, "writing stops");
+                failure(error)
+            }
+            None => Failure::new(exit::INTERNAL, "the listener ended"),
+        },
+        result = &mut core.publishing => match result {
+            Ok(Ok(())) => Failure::new(exit::INTERNAL, "the publisher ended by itself"),
+            Ok(Err(error)) => {
+                tracing::error!(%error, "the publisher failed");
+                failure(error.into())
+            }
+            Err(error) => Failure::new(exit::INTERNAL, format!("the publisher ended: {error}")),
+        },
+    }
+}
+
+fn failure(error: Error) -> Failure {
+    let code = if error.is_damage() { exit::DATA } else { exit::IO };
+    Failure::new(code, error.to_string())
+}
+
+/// SIGHUP: authorised clients, tokens and the level of the log.
+fn reload(config: &Config, authorized: &Authorized, tokens: &Tokens, level: &Level) {
+    if let Some(path) = &config.authorized_clients {
+        match keys::load_authorized(path) {
+            Ok(keys) => {
+                tracing::info!(keys = keys.len(), "authorised clients reloaded");
+                authorized.store(Arc::new(Some(keys)));
+            }
+            Err(error) => tracing::error!(%error, "the old list of clients stays in force"),
+        }
+    }
+    daemon::reload_tokens(tokens, config.api_token.as_ref(), config.read_token.as_ref());
+    daemon::reload_level(level, &config.common);
+}
