@@ -11,7 +11,7 @@ use std::{
     collections::HashSet,
     fs, io,
     io::Write as _,
-    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
 };
 
@@ -140,7 +140,7 @@ pub fn write_private(path: &Path, key: &PrivateKey, as_pem: bool) -> Result<(), 
 
 /// Makes the entries of a directory durable.
 fn sync_directory(path: &Path) -> io::Result<()> {
-    fs::OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY).open(path)?.sync_all()
+    fs::File::open(path)?.sync_all()
 }
 
 /// A public key as hex.

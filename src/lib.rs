@@ -41,6 +41,7 @@ pub mod checkpoint;
 pub mod client;
 pub mod commit_log;
 pub mod config;
+pub mod ctl;
 pub mod daemon;
 pub mod database;
 pub mod exit;

@@ -478,7 +478,7 @@ impl<E: Runtime> SyncLoop<E> {
         tracing::info!(
             sync_iteration = iteration,
             kind,
-            target = replica.known.newest().map_or(0, |known| known.checkpoint.size),
+            target_size = replica.known.newest().map_or(0, |known| known.checkpoint.size),
             database_ops = checkpoint.size,
             sequence = checkpoint.sequence,
             root = %checkpoint.root,
@@ -507,7 +507,7 @@ impl<E: Runtime> SyncLoop<E> {
         let rejected = Arc::new(AtomicBool::new(false));
         let source = self.source(&rejected);
         tracing::info!(
-            target = target.checkpoint.size,
+            target_size = target.checkpoint.size,
             root = %target.checkpoint.root,
             floor = target.checkpoint.floor,
             "state sync begins"

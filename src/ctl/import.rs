@@ -1,0 +1,293 @@
+//! `import`: many connections, safe to retry, never out of order for one key.
+//!
+//! Records are dealt to connections by a hash of their key, so that two writes of one key go the
+//! same way and stay in order. Each batch carries an idempotency key of its own, so a batch whose answer
+//! was lost is sent again without being written twice; a later import is another one.
+
+use super::{ApiArgs, Failure, http::Api};
+use crate::exit;
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::Value;
+use std::{
+    fs::File,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    io::{BufRead, BufReader, Read},
+    path::{Path, PathBuf},
+    sync::{
+        Mutex,
+        mpsc::{Receiver, SyncSender, sync_channel},
+    },
+    time::{Duration, Instant},
+};
+
+/// Batches that wait for one connection.
+const QUEUE_BATCHES: usize = 4;
+/// How long a batch is tried.
+const TRY_FOR: Duration = Duration::from_secs(120);
+/// Longest pause between two tries.
+const PAUSE_MAX: Duration = Duration::from_secs(5);
+/// Most connections.
+const CONNECTIONS_MAX: usize = 64;
+
+/// Arguments of `import`.
+#[derive(Debug, Args)]
+pub struct ImportArgs {
+    /// NDJSON file with a record a line; - is standard input
+    file: PathBuf,
+    /// Records in one commit
+    #[arg(long, default_value_t = 1000)]
+    batch: usize,
+    /// Connections
+    #[arg(long, default_value_t = 1)]
+    connections: usize,
+    #[command(flatten)]
+    api: ApiArgs,
+}
+
+/// Lines that go into one commit.
+struct Batch {
+    /// Number of each line in the file, from 1.
+    lines: Vec<usize>,
+    body: Vec<u8>,
+}
+
+impl Batch {
+    const fn new() -> Self {
+        Self { lines: Vec::new(), body: Vec::new() }
+    }
+}
+
+/// What was imported.
+#[derive(Clone, Debug, Default)]
+pub struct Summary {
+    /// Records written.
+    pub records: u64,
+    /// Size of the database after the last commit.
+    pub size: u64,
+    /// Its root.
+    pub root: String,
+}
+
+/// A progress bar, or now and then a line where stderr is no terminal.
+pub fn bar(total: Option<u64>, what: &'static str) -> ProgressBar {
+    let (bar, template) = match total {
+        Some(total) => (
+            ProgressBar::new(total),
+            "{prefix:>9} [{bar:32}] {human_pos}/{human_len} {per_sec} eta {eta}",
+        ),
+        None => (ProgressBar::new_spinner(), "{prefix:>9} {spinner} {human_pos} {per_sec}"),
+    };
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    bar.with_style(style.progress_chars("=> ")).with_prefix(what)
+}
+
+fn open(path: &Path) -> Result<Box<dyn Read + Send>, Failure> {
+    if path.as_os_str() == "-" {
+        return Ok(Box::new(std::io::stdin()));
+    }
+    let file = File::open(path)
+        .map_err(|error| Failure::new(exit::IO, format!("{}: {error}", path.display())))?;
+    Ok(Box::new(file))
+}
+
+/// Imports a file and says how fast.
+pub fn run(args: &ImportArgs) -> Result<(), Failure> {
+    if args.batch == 0 || args.batch > crate::commit_log::CHANGES_MAX {
+        let max = crate::commit_log::CHANGES_MAX;
+        let text = format!("invalid value '{}' for --batch: 1 to {max}", args.batch);
+        return Err(Failure::new(exit::USAGE, text));
+    }
+    if args.connections == 0 || args.connections > CONNECTIONS_MAX {
+        let text =
+            format!("invalid value '{}' for --connections: 1 to {CONNECTIONS_MAX}", args.connections);
+        return Err(Failure::new(exit::USAGE, text));
+    }
+    let api = Api::new(&args.api)?;
+    let input = BufReader::with_capacity(1 << 20, open(&args.file)?);
+    let total = count_lines(&args.file);
+    let progress = bar(total, "imported");
+    let started = Instant::now();
+    let summary = import(&api, input, args.batch, args.connections, &progress)?;
+    progress.finish_and_clear();
+    let seconds = started.elapsed().as_secs_f64();
+    println!(
+        "{} records in {seconds:.2} s ({:.0} records/s); {} operations, root {}",
+        summary.records,
+        summary.records as f64 / seconds.max(1e-9),
+        summary.size,
+        summary.root
+    );
+    Ok(())
+}
+
+/// Records of a file, for the bar; `None` for a pipe.
+fn count_lines(path: &Path) -> Option<u64> {
+    let file = File::open(path).ok().filter(|file| {
+        file.metadata().is_ok_and(|metadata| metadata.is_file())
+    })?;
+    let mut reader = BufReader::with_capacity(1 << 20, file);
+    let mut lines = 0;
+    loop {
+        let chunk = reader.fill_buf().ok()?;
+        if chunk.is_empty() {
+            return Some(lines);
+        }
+        lines += chunk.iter().filter(|byte| **byte == b'\n').count() as u64;
+        let read = chunk.len();
+        reader.consume(read);
+    }
+}
+
+/// Imports records from `input`.
+pub fn import(
+    api: &Api,
+    input: impl BufRead,
+    batch: usize,
+    connections: usize,
+    progress: &ProgressBar,
+) -> Result<Summary, Failure> {
+    let summary = Mutex::new(Summary::default());
+    std::thread::scope(|scope| {
+        let mut senders = Vec::new();
+        let mut workers = Vec::new();
+        for _ in 0..connections {
+            let (sender, batches) = sync_channel(QUEUE_BATCHES);
+            senders.push(sender);
+            let summary = &summary;
+            workers.push(scope.spawn(move || send_all(api, &batches, progress, summary)));
+        }
+        let dealt = deal(input, batch, senders);
+        for worker in workers {
+            worker.join().unwrap_or_else(|_| {
+                Err(Failure::new(exit::INTERNAL, "a connection's thread panicked"))
+            })?;
+        }
+        dealt
+    })?;
+    Ok(summary.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner))
+}
+
+/// Reads lines and deals them to connections by key. Ends early if a connection failed.
+fn deal(
+    mut input: impl BufRead,
+    batch: usize,
+    senders: Vec<SyncSender<Batch>>,
+) -> Result<(), Failure> {
+    let mut batches: Vec<Batch> = senders.iter().map(|_| Batch::new()).collect();
+    let mut line = Vec::new();
+    for number in 1.. {
+        line.clear();
+        if input.read_until(b'\n', &mut line)? == 0 {
+            break;
+        }
+        if line.trim_ascii().is_empty() {
+            continue;
+        }
+        if line.last() != Some(&b'\n') {
+            line.push(b'\n');
+        }
+        let lane = lane_of(&line, senders.len());
+        let filling = &mut batches[lane];
+        filling.lines.push(number);
+        filling.body.extend_from_slice(&line);
+        let full = filling.lines.len() >= batch
+            || filling.body.len() >= crate::wire::COMMIT_BYTES_MAX / 2;
+        if full && senders[lane].send(std::mem::replace(filling, Batch::new())).is_err() {
+            return Ok(());
+        }
+    }
+    for (sender, batch) in senders.iter().zip(batches) {
+        if !batch.lines.is_empty() {
+            let _ = sender.send(batch);
+        }
+    }
+    Ok(())
+}
+
+/// Which connection a line goes to. A line that cannot be read goes anywhere: the server names
+/// what is wrong with it.
+fn lane_of(line: &[u8], lanes: usize) -> usize {
+    if lanes == 1 {
+        return 0;
+    }
+    let record: Value = serde_json::from_slice(line).unwrap_or_default();
+    let mut hasher = DefaultHasher::new();
+    record["key"].as_str().or(record["key_b64"].as_str()).hash(&mut hasher);
+    usize::try_from(hasher.finish() % lanes as u64).unwrap_or(0)
+}
+
+fn send_all(
+    api: &Api,
+    batches: &Receiver<Batch>,
+    progress: &ProgressBar,
+    summary: &Mutex<Summary>,
+) -> Result<(), Failure> {
+    while let Ok(batch) = batches.recv() {
+        let receipt = send(api, &batch)?;
+        progress.inc(batch.lines.len() as u64);
+        let mut summary = summary.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        summary.records += batch.lines.len() as u64;
+        let size = receipt["size"].as_u64().unwrap_or(0);
+        if size >= summary.size {
+            summary.size = size;
+            summary.root = receipt["root"].as_str().unwrap_or("-").to_string();
+        }
+    }
+    Ok(())
+}
+
+/// Sends a batch until it is answered.
+fn send(api: &Api, batch: &Batch) -> Result<Value, Failure> {
+    let key = format!("import-{}", hex::encode(rand::random::<[u8; 16]>()));
+    let headers = [("content-type", "application/x-ndjson"), ("idempotency-key", key.as_str())];
+    let deadline = Instant::now() + TRY_FOR;
+    let mut pause = Duration::from_millis(100);
+    loop {
+        let (failure, wait) = match api.send("POST", "/v1/batch", &headers, &batch.body) {
+            Ok(answer) if answer.status.is_success() => return answer.json(),
+            Ok(answer) if answer.failure().code == exit::DATA => return Err(name_line(&answer, batch)),
+            Ok(answer) => (answer.failure(), answer.retry_after.unwrap_or(pause)),
+            Err(failure) => (failure, pause),
+        };
+        if Instant::now() + wait > deadline {
+            return Err(failure);
+        }
+        std::thread::sleep(wait);
+        pause = (pause * 2).min(PAUSE_MAX);
+    }
+}
+
+/// A refusal with the line's number in the file instead of in the batch.
+fn name_line(answer: &super::http::Answer, batch: &Batch) -> Failure {
+    let failure = answer.failure();
+    let line = answer.json().ok().and_then(|problem| problem["line"].as_u64());
+    let line = line.and_then(|line| usize::try_from(line).ok());
+    let Some((within, number)) =
+        line.and_then(|line| batch.lines.get(line.wrapping_sub(1)).map(|number| (line, number)))
+    else {
+        return failure;
+    };
+    let message = failure.message.replacen(&format!("line {within}"), &format!("line {number}"), 1);
+    Failure::new(failure.code, message)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_keeps_its_lane_and_lines_their_numbers() {
+        let text = "{\"key\":\"a\",\"value\":\"1\"}\n\n{\"key\":\"b\",\"value\":\"1\"}\n{\"key\":\"a\",\"value\":\"2\"}";
+        let (senders, receivers): (Vec<_>, Vec<_>) = (0..4).map(|_| sync_channel(8)).unzip();
+        deal(text.as_bytes(), 10, senders).unwrap();
+        let batches: Vec<Batch> = receivers.iter().flat_map(|lane| lane.try_iter()).collect();
+        let of_a: Vec<&Batch> = batches.iter().filter(|batch| batch.lines.contains(&1)).collect();
+        assert!(of_a[0].lines.contains(&4), "both writes of 'a' go the same way");
+        let mut lines: Vec<usize> = batches.iter().flat_map(|batch| batch.lines.clone()).collect();
+        lines.sort_unstable();
+        assert_eq!(lines, [1, 3, 4]);
+        assert!(batches.iter().all(|batch| batch.body.ends_with(b"\n")));
+    }
+}

@@ -1,0 +1,100 @@
+//! `status`.
+
+use super::{ApiArgs, CLIENT_API, Failure, SERVER_API, http::Api};
+use crate::{config, exit};
+use clap::Args;
+use comfy_table::{Table, presets::UTF8_BORDERS_ONLY};
+use serde_json::{Value, json};
+use std::{path::PathBuf, time::Duration};
+
+/// Arguments of `status`.
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// URLs of APIs [default: those of a server and a client on this machine]
+    #[arg(long, env = "SYNCD_API", value_delimiter = ',')]
+    api: Vec<String>,
+    /// Bearer token, in a file
+    #[arg(long, env = "SYNCD_TOKEN_FILE")]
+    token_file: Option<PathBuf>,
+    /// How long one request may take (like 5s)
+    #[arg(long, default_value = "5s", value_parser = config::interval)]
+    request_timeout: Duration,
+    /// One JSON object for each API
+    #[arg(long)]
+    json: bool,
+    /// Again every second
+    #[arg(long)]
+    watch: bool,
+}
+
+/// Shows how things stand; fails if nobody answers.
+pub fn run(args: &StatusArgs) -> Result<(), Failure> {
+    let urls = if args.api.is_empty() {
+        vec![SERVER_API.to_string(), CLIENT_API.to_string()]
+    } else {
+        args.api.clone()
+    };
+    let apis: Vec<Api> = urls
+        .into_iter()
+        .map(|api| {
+            Api::new(&ApiArgs {
+                api,
+                token_file: args.token_file.clone(),
+                request_timeout: args.request_timeout,
+            })
+        })
+        .collect::<Result<_, _>>()?;
+    loop {
+        let rows: Vec<(&Api, Result<Value, Failure>)> =
+            apis.iter().map(|api| (api, ask(api))).collect();
+        print(&rows, args.json);
+        if !args.watch {
+            let answered = rows.iter().any(|(_, status)| status.is_ok());
+            let failure = Failure::new(exit::TEMPORARY, "nobody answers");
+            return if answered { Ok(()) } else { Err(failure) };
+        }
+        std::thread::sleep(Duration::from_secs(1));
+    }
+}
+
+/// The status of one API.
+pub fn ask(api: &Api) -> Result<Value, Failure> {
+    api.get("/v1/status")?.success()?.json()
+}
+
+fn print(rows: &[(&Api, Result<Value, Failure>)], as_json: bool) {
+    if as_json {
+        for (api, status) in rows {
+            let line = match status {
+                Ok(status) => json!({"api": api.base(), "status": status}),
+                Err(failure) => json!({"api": api.base(), "error": failure.message}),
+            };
+            println!("{line}");
+        }
+        return;
+    }
+    let mut table = Table::new();
+    table.load_style(UTF8_BORDERS_ONLY);
+    table.set_header(["api", "role", "state", "size", "lag", "root", "last error"]);
+    for (api, status) in rows {
+        match status {
+            Ok(status) => table.add_row(row(api, status)),
+            Err(failure) => {
+                table.add_row([api.base(), "-", "unreachable", "-", "-", "-", &failure.message])
+            }
+        };
+    }
+    println!("{table}");
+}
+
+fn row(api: &Api, status: &Value) -> [String; 7] {
+    let text = |name: &str| status[name].as_str().unwrap_or("-").to_string();
+    let lag = match (status["lag_operations"].as_u64(), status["lag_seconds"].as_f64()) {
+        (Some(operations), Some(seconds)) => format!("{operations} ops, {seconds:.1} s"),
+        _ => "-".into(),
+    };
+    let state = if text("role") == "server" { "serving".into() } else { text("state") };
+    let root = text("root").chars().take(16).collect();
+    let size = status["size"].to_string();
+    [api.base().to_string(), text("role"), state, size, lag, root, text("last_error")]
+}
