@@ -26,8 +26,14 @@ struct Admin {
 pub fn router(encode: Encode, health: Health) -> Router {
     Router::new()
         .route("/metrics", get(metrics))
-        .route("/livez", get(|State(admin): State<Admin>| async move { answer(admin.health.liveness()) }))
-        .route("/readyz", get(|State(admin): State<Admin>| async move { answer(admin.health.readiness()) }))
+        .route(
+            "/livez",
+            get(|State(admin): State<Admin>| async move { answer(admin.health.liveness()) }),
+        )
+        .route(
+            "/readyz",
+            get(|State(admin): State<Admin>| async move { answer(admin.health.readiness()) }),
+        )
         .with_state(Admin { encode, health })
 }
 

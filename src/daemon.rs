@@ -4,8 +4,7 @@ use crate::{
     VERSION, admin,
     api::Tokens,
     config::{CommonArgs, Invalid, TokenFile},
-    exit, http,
-    keys,
+    exit, http, keys,
     lifecycle::{DirectoryError, DirectoryLock, Health, Shutdown},
     telemetry::logs::Level,
 };
@@ -16,7 +15,10 @@ use commonware_runtime::{
     telemetry::metrics::Registered,
     tokio::{Config as RuntimeConfig, Context, Runner},
 };
-use prometheus_client::{encoding::EncodeLabelSet, metrics::{family::Family, gauge::Gauge}};
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{family::Family, gauge::Gauge},
+};
 use std::{
     net::{SocketAddr, TcpListener},
     panic::AssertUnwindSafe,
@@ -164,7 +166,10 @@ pub fn serve_api(
 }
 
 /// Writes where the daemon listens to `public/endpoints.json`, for tools on this machine.
-pub fn write_endpoints(storage_dir: &Path, endpoints: &[(&str, SocketAddr)]) -> Result<(), Failure> {
+pub fn write_endpoints(
+    storage_dir: &Path,
+    endpoints: &[(&str, SocketAddr)],
+) -> Result<(), Failure> {
     let object: serde_json::Map<_, _> = endpoints
         .iter()
         .map(|(name, address)| ((*name).to_string(), address.to_string().into()))
@@ -179,10 +184,7 @@ pub fn local_address(listener: &TcpListener) -> Result<SocketAddr, Failure> {
 }
 
 /// Reads the tokens of the API.
-pub fn load_tokens(
-    write: Option<&TokenFile>,
-    read: Option<&TokenFile>,
-) -> Result<Tokens, Invalid> {
+pub fn load_tokens(write: Option<&TokenFile>, read: Option<&TokenFile>) -> Result<Tokens, Invalid> {
     let load = |file: Option<&TokenFile>| -> Result<_, Invalid> {
         let secret = file.map(TokenFile::load).transpose()?;
         Ok(Arc::new(ArcSwapOption::from_pointee(secret)))
@@ -218,7 +220,9 @@ struct BuildLabel {
 }
 
 /// `syncd_build_info`; exposed as long as it is held.
-pub struct BuildInfo(#[allow(dead_code, reason = "held to stay registered")] Registered<Family<BuildLabel, Gauge>>);
+pub struct BuildInfo(
+    #[allow(dead_code, reason = "held to stay registered")] Registered<Family<BuildLabel, Gauge>>,
+);
 
 /// Registers `syncd_build_info`.
 pub fn build_info(registry: &Context) -> BuildInfo {

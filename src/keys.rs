@@ -16,8 +16,9 @@ use std::{
 };
 
 /// DER before the 32 key bytes of a PKCS#8 Ed25519 private key (RFC 8410).
-const PRIVATE_DER: [u8; 16] =
-    [0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20];
+const PRIVATE_DER: [u8; 16] = [
+    0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20,
+];
 /// DER before the 32 key bytes of an Ed25519 public key (RFC 8410).
 const PUBLIC_DER: [u8; 12] =
     [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
@@ -39,10 +40,14 @@ pub enum Error {
     #[error("{}: not a private key: allowed are 64 hexadecimal digits or a PEM 'PRIVATE KEY' (PKCS#8, Ed25519)", .0.display())]
     Private(PathBuf),
     /// Neither a public key nor a file with one.
-    #[error("'{0}' is not a public key: allowed are 64 hexadecimal digits, or a file with them or with a PEM 'PUBLIC KEY' (Ed25519)")]
+    #[error(
+        "'{0}' is not a public key: allowed are 64 hexadecimal digits, or a file with them or with a PEM 'PUBLIC KEY' (Ed25519)"
+    )]
     Public(String),
     /// Neither a database identity nor a file with one.
-    #[error("'{0}' is not a database identity: allowed are 64 hexadecimal digits, or a file with them")]
+    #[error(
+        "'{0}' is not a database identity: allowed are 64 hexadecimal digits, or a file with them"
+    )]
     Database(String),
     /// A line of a list of keys.
     #[error("{}:{line}: '{text}' is not a public key: allowed are 64 hexadecimal digits, blank lines and comments that begin with '#'", path.display())]
@@ -65,9 +70,7 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> Error {
 pub fn generate() -> PrivateKey {
     loop {
         let mut bytes = [0; 32];
-        rand::rngs::SysRng
-            .try_fill_bytes(&mut bytes)
-            .expect("the system has randomness");
+        rand::rngs::SysRng.try_fill_bytes(&mut bytes).expect("the system has randomness");
         if let Ok(key) = PrivateKey::decode(bytes::Bytes::copy_from_slice(&bytes)) {
             return key;
         }
@@ -244,7 +247,8 @@ mod tests {
     fn a_wrong_line_is_named() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("clients");
-        fs::write(&path, format!("# ours\n{} # one\n\nnonsense\n", public_hex(&generate()))).unwrap();
+        fs::write(&path, format!("# ours\n{} # one\n\nnonsense\n", public_hex(&generate())))
+            .unwrap();
         let error = load_authorized(&path).unwrap_err().to_string();
         assert!(error.contains(":4: 'nonsense'"), "{error}");
     }

@@ -2,9 +2,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use commonware_cryptography::{Signer as _, ed25519::PrivateKey};
-use commonware_runtime::{
-    Clock as _, Network as _, Runner as _, Supervisor as _, deterministic,
-};
+use commonware_runtime::{Clock as _, Network as _, Runner as _, Supervisor as _, deterministic};
 use std::{
     num::{NonZeroU64, NonZeroUsize},
     sync::Arc,
@@ -25,10 +23,8 @@ use syncd::{
     server::{self, publisher::Source},
 };
 
-const HISTORY: History = History {
-    log: Retention { age: Duration::from_secs(3600), bytes: 1 << 30 },
-    operations: None,
-};
+const HISTORY: History =
+    History { log: Retention { age: Duration::from_secs(3600), bytes: 1 << 30 }, operations: None };
 
 fn server_setup(kind: Kind) -> server::core::Setup {
     server::core::Setup {
@@ -114,10 +110,14 @@ fn publish_sync_follow(kind: Kind, seed: u64) {
     );
     runner.start(|context| async move {
         let listener = context.bind("127.0.0.1:4000".parse().unwrap()).await.unwrap();
-        let server =
-            server::core::start(context.child("server"), &context.child("syncd"), server_setup(kind), listener)
-                .await
-                .unwrap();
+        let server = server::core::start(
+            context.child("server"),
+            &context.child("syncd"),
+            server_setup(kind),
+            listener,
+        )
+        .await
+        .unwrap();
         let client = client::core::start(
             context.child("client"),
             &context.child("syncd"),
@@ -127,8 +127,10 @@ fn publish_sync_follow(kind: Kind, seed: u64) {
         .unwrap();
         wait_equal(&context, &server, &client).await;
         for i in 0..200u64 {
-            let request =
-                WriteRequest { changes: (0..5).map(|j| put(i * 5 + j, i)).collect(), idempotency: None };
+            let request = WriteRequest {
+                changes: (0..5).map(|j| put(i * 5 + j, i)).collect(),
+                idempotency: None,
+            };
             server.publisher.write(request, Source::Api).await.unwrap();
         }
         wait_equal(&context, &server, &client).await;

@@ -26,12 +26,10 @@ pub fn parse(body: &[u8], value_length_max: usize) -> Result<Vec<Change>, Proble
         }
         let number = index + 1;
         let at = |problem: Problem| problem.at_line(number);
-        let change = parse_line(line).map_err(|detail| {
-            at(Problem::malformed(format!("line {number}: {detail}")))
-        })?;
-        check_lengths(&change, value_length_max).map_err(|detail| {
-            at(Problem::too_large(format!("line {number}: {detail}")))
-        })?;
+        let change = parse_line(line)
+            .map_err(|detail| at(Problem::malformed(format!("line {number}: {detail}"))))?;
+        check_lengths(&change, value_length_max)
+            .map_err(|detail| at(Problem::too_large(format!("line {number}: {detail}"))))?;
         changes.push(change);
     }
     Ok(changes)

@@ -59,7 +59,10 @@ pub fn router(backend: Arc<dyn Backend>, tokens: Tokens, address: IpAddr) -> Rou
         .route("/v1/batch", post(batch))
         .route("/v1/append", post(append))
         .route("/v1/checkpoint", get(checkpoint))
-        .route("/v1/status", get(|State(api): State<Api>| async move { Json(api.backend.status()) }))
+        .route(
+            "/v1/status",
+            get(|State(api): State<Api>| async move { Json(api.backend.status()) }),
+        )
         .route("/v1/export", get(export))
         .route("/v1/entries", get(no_entries))
         .route("/v1/entries/{*location}", get(no_entries))
@@ -110,7 +113,9 @@ struct ReadOptions {
     proof: Option<bool>,
 }
 
-fn query<T>(query: Result<Query<T>, axum::extract::rejection::QueryRejection>) -> Result<T, Problem> {
+fn query<T>(
+    query: Result<Query<T>, axum::extract::rejection::QueryRejection>,
+) -> Result<T, Problem> {
     query.map(|Query(query)| query).map_err(|error| Problem::malformed(error.body_text()))
 }
 
@@ -160,9 +165,8 @@ fn not_provable(family: Option<Family>) -> Problem {
 async fn wait_for_size(api: &Api, size: u64, timeout: Option<&str>) -> Result<(), Problem> {
     let timeout = match timeout {
         None => WAIT_DEFAULT,
-        Some(text) => crate::config::duration(text).map_err(|allowed| {
-            Problem::malformed(format!("'timeout={text}' is not {allowed}"))
-        })?,
+        Some(text) => crate::config::duration(text)
+            .map_err(|allowed| Problem::malformed(format!("'timeout={text}' is not {allowed}")))?,
     };
     if api.backend.wait_for_size(size, timeout.min(WAIT_MAX)).await {
         return Ok(());

@@ -103,7 +103,10 @@ impl Policy {
             return Err(Refusal::UntrustedPublisher(signed.publisher.clone()));
         }
         if checkpoint.database != self.database {
-            return Err(Refusal::WrongDatabase { found: checkpoint.database, pinned: self.database });
+            return Err(Refusal::WrongDatabase {
+                found: checkpoint.database,
+                pinned: self.database,
+            });
         }
         if checkpoint.family != self.family {
             return Err(Refusal::WrongFamily { found: checkpoint.family, configured: self.family });
@@ -121,9 +124,8 @@ impl Policy {
         newest: Option<&SignedCheckpoint>,
     ) -> Result<Admission, Refusal> {
         self.verify(signed)?;
-        newest.map_or(Ok(Admission::Newer), |newest| {
-            compare(&signed.checkpoint, &newest.checkpoint)
-        })
+        newest
+            .map_or(Ok(Admission::Newer), |newest| compare(&signed.checkpoint, &newest.checkpoint))
     }
 }
 

@@ -3,7 +3,10 @@
 use super::replica::{Phase, Replica};
 use crate::{
     checkpoint::Refusal,
-    database::{EXECUTION_VERSION, types::{DatabaseId, Mode}},
+    database::{
+        EXECUTION_VERSION,
+        types::{DatabaseId, Mode},
+    },
     link::{Connected, Connector, Link, LinkError},
     runtime::Runtime,
     wire::{Code, Hello, WIRE_VERSION, Welcome},
@@ -101,8 +104,11 @@ impl<E: Runtime> Connection<E> {
             database: Some(self.database),
             newest: self.replica.known.newest(),
         };
-        let connecting =
-            self.connector.connect(context.child("connection"), &hello, self.replica.received.clone());
+        let connecting = self.connector.connect(
+            context.child("connection"),
+            &hello,
+            self.replica.received.clone(),
+        );
         let Connected { link, welcome, address } = match connecting.await {
             Ok(connected) => connected,
             Err(error) => return error,
@@ -111,7 +117,8 @@ impl<E: Runtime> Connection<E> {
         if let Err(refusal) = self.replica.known.observe(&welcome.checkpoint, now).await {
             return self.refuse(refusal, now).await;
         }
-        let heartbeat_ms = u64::try_from(welcome.heartbeat_interval.as_millis()).unwrap_or(u64::MAX);
+        let heartbeat_ms =
+            u64::try_from(welcome.heartbeat_interval.as_millis()).unwrap_or(u64::MAX);
         // What a server says here only loosens what counts as late, so it is bounded.
         self.replica.heartbeat_ms.store(heartbeat_ms.clamp(100, 60_000), Ordering::Relaxed);
         tracing::info!(

@@ -9,7 +9,10 @@ use super::{
 };
 use crate::{
     checkpoint::{Policy, Store},
-    database::{self, Generations, types::{DatabaseId, Family}},
+    database::{
+        self, Generations,
+        types::{DatabaseId, Family},
+    },
     ledger::{self, Ledger},
     link::Connector,
     runtime::Runtime,

@@ -106,8 +106,7 @@ impl<E: Runtime> Known<E> {
         response: Option<Vec<u8>>,
     ) {
         self.metrics.equivocations.inc();
-        let evidence =
-            Evidence { known, offered, reason: reason.into(), response };
+        let evidence = Evidence { known, offered, reason: reason.into(), response };
         let offered = &evidence.offered.checkpoint;
         match evidence.write(&self.directory) {
             Ok(path) => tracing::error!(

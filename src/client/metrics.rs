@@ -1,9 +1,6 @@
 //! What a replica measures of itself.
 
-use commonware_runtime::{
-    Metrics as Registry,
-    telemetry::metrics::Registered,
-};
+use commonware_runtime::{Metrics as Registry, telemetry::metrics::Registered};
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
@@ -11,9 +8,8 @@ use prometheus_client::{
 use std::sync::atomic::AtomicU64;
 
 /// Buckets of the delay from commit to replica: 1 ms to 100 s.
-const DELAY_BUCKETS: [f64; 16] = [
-    0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0,
-];
+const DELAY_BUCKETS: [f64; 16] =
+    [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0];
 
 /// A gauge of seconds.
 pub type Seconds = Gauge<f64, AtomicU64>;

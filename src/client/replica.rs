@@ -168,7 +168,8 @@ impl<E: Runtime> Replica<E> {
             return now.duration_since(self.started).unwrap_or_default().as_secs_f64();
         };
         let known = self.known.newest();
-        let equal = known.as_ref().is_none_or(|known| known.checkpoint.same_state(&head.checkpoint));
+        let equal =
+            known.as_ref().is_none_or(|known| known.checkpoint.same_state(&head.checkpoint));
         let signed = match &known {
             Some(known) if equal => known.checkpoint.age(now).min(head.checkpoint.age(now)),
             _ => head.checkpoint.age(now),
@@ -262,7 +263,10 @@ impl<E: Runtime> Replica<E> {
             version: crate::VERSION,
             family: Some(self.family),
             mode: Some(Mode::Full),
-            hash: checkpoint.as_ref().or(known.as_ref().map(|known| &known.checkpoint)).map(|c| c.hash),
+            hash: checkpoint
+                .as_ref()
+                .or(known.as_ref().map(|known| &known.checkpoint))
+                .map(|c| c.hash),
             database: checkpoint.as_ref().map(|c| c.database),
             size: checkpoint.as_ref().map_or(0, |c| c.size),
             floor: checkpoint.as_ref().map_or(0, |c| c.floor),

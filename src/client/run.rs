@@ -44,8 +44,9 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
 
 fn try_main(arguments: Vec<OsString>) -> Result<(), Failure> {
     let config = parse_or_exit::<Args>(arguments).validate()?;
-    logs::check(&config.common.log_level)
-        .map_err(|allowed| crate::config::invalid("--log-level", &config.common.log_level, allowed))?;
+    logs::check(&config.common.log_level).map_err(|allowed| {
+        crate::config::invalid("--log-level", &config.common.log_level, allowed)
+    })?;
     let level = logs::init(config.common.log_format, &config.common.log_level)
         .map_err(|message| Failure::new(exit::USAGE, message))?;
     let ground = daemon::take_ground(&config.storage_dir, config.api, config.metrics)?;
@@ -79,7 +80,8 @@ fn load_trust(config: &Config) -> Result<Trust, Failure> {
     if publishers.is_empty() {
         publishers.push(local("publisher.pub"));
     }
-    let publishers: Result<Vec<_>, _> = publishers.iter().map(|key| keys::parse_public(key)).collect();
+    let publishers: Result<Vec<_>, _> =
+        publishers.iter().map(|key| keys::parse_public(key)).collect();
     Ok(Trust {
         server: keys::parse_public(&server)?,
         policy: Policy {
@@ -207,12 +209,7 @@ async fn run(
 }
 
 /// Ready: a verified state, little lag, a fresh signature (DESIGN §7).
-fn set_ready(
-    health: &Health,
-    context: &Context,
-    replica: &Arc<Replica<Context>>,
-    config: &Config,
-) {
+fn set_ready(health: &Health, context: &Context, replica: &Arc<Replica<Context>>, config: &Config) {
     let (clock, replica) = (context.child("ready"), replica.clone());
     let (lag_max, age_max) = (config.ready_max_lag, config.max_age);
     health.set_ready(Arc::new(move || {

@@ -329,7 +329,9 @@ impl<E: Runtime> SyncLoop<E> {
             };
             // From here to the end of the iteration nothing is dropped half way.
             let step = match received {
-                Received::Heartbeat(checkpoint) => self.heartbeat(ledger, &checkpoint, session).await,
+                Received::Heartbeat(checkpoint) => {
+                    self.heartbeat(ledger, &checkpoint, session).await
+                }
                 Received::Commits(commits) => self.iterate(ledger, &commits, session).await?,
             };
             if let Err(outcome) = step {
@@ -384,7 +386,10 @@ impl<E: Runtime> SyncLoop<E> {
             Ok(()) => {}
             Err(follow::Error::Ledger(error)) => return Err(error.into()),
             Err(follow::Error::ExecutionVersion(sequence)) => {
-                tracing::info!(sequence, "a commit of another execution version: syncing the state");
+                tracing::info!(
+                    sequence,
+                    "a commit of another execution version: syncing the state"
+                );
                 return Ok(Err(Outcome::StateSync));
             }
             Err(follow::Error::DoesNotFollow(checkpoint)) => {
@@ -407,7 +412,8 @@ impl<E: Runtime> SyncLoop<E> {
         offered: &SignedCheckpoint,
         link: &Arc<Link<E>>,
     ) -> End {
-        if let Ok(Continuity::Broken { response }) = continuity::check(ledger, link, offered).await {
+        if let Ok(Continuity::Broken { response }) = continuity::check(ledger, link, offered).await
+        {
             return self.broken(ledger, offered, link, response);
         }
         self.replica.metrics.reject("commit_root");
@@ -564,7 +570,9 @@ impl<E: Runtime> SyncLoop<E> {
                 );
                 None
             }
-            Ok(Continuity::Broken { response }) => Some(self.broken(ledger, target, link, response)),
+            Ok(Continuity::Broken { response }) => {
+                Some(self.broken(ledger, target, link, response))
+            }
             Err(continuity::Error::Link(error)) => Some(self.link_end(error)),
             Err(error @ (continuity::Error::WrongAnswer(_) | continuity::Error::Withheld(_))) => {
                 self.replica.metrics.reject("boundary");

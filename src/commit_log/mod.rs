@@ -16,10 +16,7 @@ pub use record::{
 
 use crate::{checkpoint::SignedCheckpoint, runtime::Runtime};
 use commonware_codec::EncodeSize as _;
-use commonware_runtime::{
-    ReadOptions,
-    buffer::paged::CacheRef,
-};
+use commonware_runtime::{ReadOptions, buffer::paged::CacheRef};
 use commonware_storage::journal::{
     self,
     contiguous::{
@@ -149,8 +146,7 @@ fn config(generation: u64) -> Config<()> {
 impl<E: Runtime> CommitLog<E> {
     /// Begins a log with `base`, dropping whatever the generation's log held. Durable on return.
     pub async fn create(context: E, generation: u64, base: &Commit) -> Result<Self, Error> {
-        let journal =
-            Journal::init_at_size(context, config(generation), base.sequence()).await?;
+        let journal = Journal::init_at_size(context, config(generation), base.sequence()).await?;
         let (journal, _) = journal.append(base).await?;
         let journal = journal.sync().await?;
         let log = Self::with(journal, Bounds { first: base.sequence(), last: base.sequence() });
@@ -281,7 +277,9 @@ impl<E: Runtime> CommitLog<E> {
         let journal = self.journal.read().await;
         let journal = journal.as_ref().ok_or(Error::Poisoned)?;
         match journal.read(sequence).await {
-            Err(journal::Error::ItemPruned(_)) => Err(Error::Trimmed { first: self.bounds().first }),
+            Err(journal::Error::ItemPruned(_)) => {
+                Err(Error::Trimmed { first: self.bounds().first })
+            }
             result => Ok(result?),
         }
     }

@@ -144,7 +144,9 @@ pub struct Config {
 
 /// Splits `HOST:PORT`, `[V6]:PORT`.
 pub fn host_and_port(text: &str) -> Result<(String, u16), Invalid> {
-    let bad = || invalid("--server", text, "HOST:PORT like 127.0.0.1:8080, name.example:8080 or [::1]:8080");
+    let bad = || {
+        invalid("--server", text, "HOST:PORT like 127.0.0.1:8080, name.example:8080 or [::1]:8080")
+    };
     let (host, port) = text.rsplit_once(':').ok_or_else(bad)?;
     let port: u16 = port.parse().map_err(|_| bad())?;
     let host = match host.strip_prefix('[') {

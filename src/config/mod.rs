@@ -4,13 +4,7 @@ pub mod client;
 pub mod server;
 
 use clap::{Args, Parser, ValueEnum};
-use std::{
-    ffi::OsString,
-    fmt,
-    net::IpAddr,
-    path::PathBuf,
-    time::Duration,
-};
+use std::{ffi::OsString, fmt, net::IpAddr, path::PathBuf, time::Duration};
 
 /// A value that cannot be used: becomes one line on stderr and exit 64.
 #[derive(Debug, thiserror::Error)]
@@ -147,7 +141,11 @@ pub fn listen_address(flag: &'static str, host: &str) -> Result<IpAddr, Invalid>
         return Ok(IpAddr::from([127, 0, 0, 1]));
     }
     host.parse().map_err(|_| {
-        invalid(flag, host, "an IP address to listen on like 127.0.0.1, 0.0.0.0 or ::, or localhost")
+        invalid(
+            flag,
+            host,
+            "an IP address to listen on like 127.0.0.1, 0.0.0.0 or ::, or localhost",
+        )
     })
 }
 
@@ -225,7 +223,11 @@ pub fn check_available(
 ) -> Result<(), Invalid> {
     use crate::database::types::{Family, Mode};
     if !matches!(family, Family::Any | Family::Immutable) {
-        return Err(invalid("--db", family, "not available in this version; available: any, immutable"));
+        return Err(invalid(
+            "--db",
+            family,
+            "not available in this version; available: any, immutable",
+        ));
     }
     if mode != Mode::Full {
         return Err(invalid("--mode", mode, "not available in this version; available: full"));
@@ -239,9 +241,12 @@ mod tests {
 
     #[test]
     fn bytes_are_parsed() {
-        for (text, expected) in
-            [("0", Some(0)), ("64MiB", Some(64 << 20)), ("1GiB", Some(1 << 30)), ("10kB", Some(10_000))]
-        {
+        for (text, expected) in [
+            ("0", Some(0)),
+            ("64MiB", Some(64 << 20)),
+            ("1GiB", Some(1 << 30)),
+            ("10kB", Some(10_000)),
+        ] {
             assert_eq!(bytes(text).ok(), expected, "{text}");
         }
         for wrong in ["", "MiB", "-1", "1.5GiB", "99999999999999TiB", "1XB"] {

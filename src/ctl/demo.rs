@@ -196,12 +196,7 @@ fn post(server: &Api, lines: &[&[u8]]) -> Result<Value, Failure> {
 }
 
 /// Applies the updates in small commits, and measures how long the replica takes to have each.
-fn apply_updates(
-    stage: &Stage,
-    server: &Api,
-    client: &Api,
-    updates: &[u8],
-) -> Result<(), Failure> {
+fn apply_updates(stage: &Stage, server: &Api, client: &Api, updates: &[u8]) -> Result<(), Failure> {
     let lines = lines_of(updates);
     let progress = for_terminal(bar(Some(lines.len() as u64), "updated"));
     let mut delays = Vec::new();
@@ -217,7 +212,8 @@ fn apply_updates(
     }
     progress.finish();
     delays.sort_unstable();
-    let at = |quantile: usize| delays.get(delays.len() * quantile / 100).copied().unwrap_or_default();
+    let at =
+        |quantile: usize| delays.get(delays.len() * quantile / 100).copied().unwrap_or_default();
     say(format!(
         "applied {} updates in {} commits; readable on the replica {:.1?} after the acknowledgement (median), {:.1?} (p99)\n",
         lines.len(),
@@ -254,7 +250,11 @@ fn compare(server: &Api, client: &Api, records: &[u8], updates: &[u8]) -> Result
         "\nroots are {}; the replica's {} records {}\n",
         if roots { "equal" } else { "DIFFERENT" },
         exported.len(),
-        if same { "are the imported ones with the updates applied" } else { "are NOT what was written" },
+        if same {
+            "are the imported ones with the updates applied"
+        } else {
+            "are NOT what was written"
+        },
     ));
     Ok(roots && same)
 }
@@ -346,7 +346,8 @@ impl Stage {
     }
 
     fn child_failed(&self, name: &str) -> Failure {
-        let log = std::fs::read_to_string(self.path.join(format!("{name}.log"))).unwrap_or_default();
+        let log =
+            std::fs::read_to_string(self.path.join(format!("{name}.log"))).unwrap_or_default();
         let lines: Vec<&str> = log.lines().collect();
         let tail = lines[lines.len().saturating_sub(5)..].join("\n");
         Failure::new(exit::INTERNAL, format!("the {name} has ended:\n{tail}"))

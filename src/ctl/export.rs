@@ -30,7 +30,12 @@ pub fn run(args: &ExportArgs) -> Result<(), Failure> {
         }));
     }
     let header = |name: &str| {
-        response.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or("-").to_string()
+        response
+            .headers()
+            .get(name)
+            .and_then(|value| value.to_str().ok())
+            .unwrap_or("-")
+            .to_string()
     };
     let (size, root) = (header("syncd-size"), header("syncd-root"));
     let to_stdout = args.output.as_os_str() == "-";
@@ -38,8 +43,10 @@ pub fn run(args: &ExportArgs) -> Result<(), Failure> {
         Box::new(std::io::stdout().lock())
     } else {
         let path = args.output.display();
-        Box::new(File::create(&args.output)
-            .map_err(|error| Failure::new(exit::IO, format!("{path}: {error}")))?)
+        Box::new(
+            File::create(&args.output)
+                .map_err(|error| Failure::new(exit::IO, format!("{path}: {error}")))?,
+        )
     };
     let records = copy_lines(&mut response, output)?;
     eprintln!("{records} records of the state at {size} operations, root {root}");
@@ -59,7 +66,10 @@ fn copy_lines(
     loop {
         line.clear();
         let read = input.read_until(b'\n', &mut line).map_err(|error| {
-            Failure::new(exit::TEMPORARY, format!("the export is incomplete after {records} records: {error}"))
+            Failure::new(
+                exit::TEMPORARY,
+                format!("the export is incomplete after {records} records: {error}"),
+            )
         })?;
         if read == 0 {
             break;

@@ -44,9 +44,8 @@ impl Answer {
         let problem: Value = serde_json::from_slice(&self.body).unwrap_or_default();
         let text = |name: &str| problem[name].as_str().map(str::to_string);
         let code = text("code").unwrap_or_else(|| self.status.as_u16().to_string());
-        let detail = text("detail").unwrap_or_else(|| {
-            String::from_utf8_lossy(&self.body).chars().take(200).collect()
-        });
+        let detail = text("detail")
+            .unwrap_or_else(|| String::from_utf8_lossy(&self.body).chars().take(200).collect());
         let exit = match self.status.as_u16() {
             408 | 429 | 502 | 503 | 504 => exit::TEMPORARY,
             500 => exit::INTERNAL,
@@ -78,7 +77,8 @@ impl Api {
     /// A way to the API at `base`.
     pub fn to(base: &str, token: Option<String>, timeout: Duration) -> Result<Self, Failure> {
         if !base.starts_with("http://") {
-            let text = format!("invalid value '{base}' for --api: a URL like {}", super::SERVER_API);
+            let text =
+                format!("invalid value '{base}' for --api: a URL like {}", super::SERVER_API);
             return Err(Failure::new(exit::USAGE, text));
         }
         let agent = Agent::config_builder()
@@ -127,18 +127,16 @@ impl Api {
         headers: &[(&str, &str)],
         body: &[u8],
     ) -> Result<Answer, Failure> {
-        let mut request = ureq::http::Request::builder()
-            .method(method)
-            .uri(format!("{}{path}", self.base));
+        let mut request =
+            ureq::http::Request::builder().method(method).uri(format!("{}{path}", self.base));
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
         if let Some(value) = self.authorization() {
             request = request.header("authorization", value);
         }
-        let request = request
-            .body(body)
-            .map_err(|error| Failure::new(exit::USAGE, error.to_string()))?;
+        let request =
+            request.body(body).map_err(|error| Failure::new(exit::USAGE, error.to_string()))?;
         let response = self.agent.run(request).map_err(|error| self.unreachable(&error))?;
         self.read(response)
     }

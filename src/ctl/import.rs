@@ -78,7 +78,8 @@ pub fn bar(total: Option<u64>, what: &'static str) -> ProgressBar {
         ),
         None => (ProgressBar::new_spinner(), "{prefix:>9} {spinner} {human_pos} {per_sec}"),
     };
-    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    let style =
+        ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
     bar.with_style(style.progress_chars("=> ")).with_prefix(what)
 }
 
@@ -99,8 +100,10 @@ pub fn run(args: &ImportArgs) -> Result<(), Failure> {
         return Err(Failure::new(exit::USAGE, text));
     }
     if args.connections == 0 || args.connections > CONNECTIONS_MAX {
-        let text =
-            format!("invalid value '{}' for --connections: 1 to {CONNECTIONS_MAX}", args.connections);
+        let text = format!(
+            "invalid value '{}' for --connections: 1 to {CONNECTIONS_MAX}",
+            args.connections
+        );
         return Err(Failure::new(exit::USAGE, text));
     }
     let api = Api::new(&args.api)?;
@@ -123,9 +126,9 @@ pub fn run(args: &ImportArgs) -> Result<(), Failure> {
 
 /// Records of a file, for the bar; `None` for a pipe.
 fn count_lines(path: &Path) -> Option<u64> {
-    let file = File::open(path).ok().filter(|file| {
-        file.metadata().is_ok_and(|metadata| metadata.is_file())
-    })?;
+    let file = File::open(path)
+        .ok()
+        .filter(|file| file.metadata().is_ok_and(|metadata| metadata.is_file()))?;
     let mut reader = BufReader::with_capacity(1 << 20, file);
     let mut lines = 0;
     loop {
@@ -191,8 +194,8 @@ fn deal(
         let filling = &mut batches[lane];
         filling.lines.push(number);
         filling.body.extend_from_slice(&line);
-        let full = filling.lines.len() >= batch
-            || filling.body.len() >= crate::wire::COMMIT_BYTES_MAX / 2;
+        let full =
+            filling.lines.len() >= batch || filling.body.len() >= crate::wire::COMMIT_BYTES_MAX / 2;
         if full && senders[lane].send(std::mem::replace(filling, Batch::new())).is_err() {
             return Ok(());
         }
@@ -246,7 +249,9 @@ fn send(api: &Api, batch: &Batch) -> Result<Value, Failure> {
     loop {
         let (failure, wait) = match api.send("POST", "/v1/batch", &headers, &batch.body) {
             Ok(answer) if answer.status.is_success() => return answer.json(),
-            Ok(answer) if answer.failure().code == exit::DATA => return Err(name_line(&answer, batch)),
+            Ok(answer) if answer.failure().code == exit::DATA => {
+                return Err(name_line(&answer, batch));
+            }
             Ok(answer) => (answer.failure(), answer.retry_after.unwrap_or(pause)),
             Err(failure) => (failure, pause),
         };

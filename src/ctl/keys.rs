@@ -26,7 +26,10 @@ pub fn keygen(args: &KeygenArgs) -> Result<(), Failure> {
     let public = keys::public_hex(&key);
     if let Some(path) = &args.public {
         let name = path.file_name().and_then(|name| name.to_str()).ok_or_else(|| {
-            Failure::new(exit::USAGE, format!("invalid value '{}' for --public: a file", path.display()))
+            Failure::new(
+                exit::USAGE,
+                format!("invalid value '{}' for --public: a file", path.display()),
+            )
         })?;
         let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
         keys::write_public_file(parent.unwrap_or(".".as_ref()), name, &public)?;

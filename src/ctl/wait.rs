@@ -73,7 +73,11 @@ fn caught_up(client: &Api, size: u64) -> Result<String, String> {
     let state = status["state"].as_str().unwrap_or_default();
     let live = state == "following" || state == "polling";
     if live && number("lag_operations") == 0 && number("size") >= size {
-        return Ok(format!("{} operations, root {}", number("size"), status["root"].as_str().unwrap_or("-")));
+        return Ok(format!(
+            "{} operations, root {}",
+            number("size"),
+            status["root"].as_str().unwrap_or("-")
+        ));
     }
     Err(format!("{state}, {} of {} operations", number("size"), number("target_size").max(size)))
 }

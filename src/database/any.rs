@@ -21,8 +21,7 @@ use commonware_storage::qmdb::{
 };
 use std::{num::NonZeroU64, sync::Arc};
 
-type Db<E, H> =
-    unordered::Db<Merkle, E, <H as Hasher>::Digest, Record, H, Translator, Strategy>;
+type Db<E, H> = unordered::Db<Merkle, E, <H as Hasher>::Digest, Record, H, Translator, Strategy>;
 type Op<H> = unordered::Operation<Merkle, <H as Hasher>::Digest, Record>;
 type Batch<H> = MerkleizedBatch<
     Merkle,
@@ -159,11 +158,12 @@ impl<E: Runtime, H: Hasher> Database for Any<E, H> {
                     }),
                 ),
                 Change::Delete { key } => batch.write(H::hash(&[key]), None),
-                Change::Append { .. } => return Err(Error::Unsupported("family 'any' has no append")),
+                Change::Append { .. } => {
+                    return Err(Error::Unsupported("family 'any' has no append"));
+                }
             };
         }
-        let batch =
-            batch.merkleize(db, Some(Record::Commit(metadata)), &mut Proportional).await?;
+        let batch = batch.merkleize(db, Some(Record::Commit(metadata)), &mut Proportional).await?;
         let root = to_plain::<H>(&batch.root());
         let state = State {
             size: *batch.bounds().tip.size,

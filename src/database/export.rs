@@ -36,7 +36,9 @@ impl Exporter {
         let start = self.position.saturating_sub(PAGE_OPERATIONS).max(self.floor);
         let operations = self.read(start).await?;
         self.position = start;
-        Ok(Some(operations.into_iter().rev().filter_map(|operation| self.entry(operation)).collect()))
+        Ok(Some(
+            operations.into_iter().rev().filter_map(|operation| self.entry(operation)).collect(),
+        ))
     }
 
     /// The operations from `start` to the position.

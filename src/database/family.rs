@@ -33,7 +33,10 @@ impl<D> Slot<D> {
     }
 
     /// Runs a mutation. If it fails, or its future is dropped, the slot stays empty.
-    pub(super) async fn mutate<T, X, F>(&mut self, mutation: impl FnOnce(D) -> F) -> Result<T, Error>
+    pub(super) async fn mutate<T, X, F>(
+        &mut self,
+        mutation: impl FnOnce(D) -> F,
+    ) -> Result<T, Error>
     where
         F: Future<Output = Result<(D, T), X>>,
         Error: From<X>,
@@ -80,7 +83,9 @@ where
     }
 }
 
-fn operations_of<Op, D: commonware_cryptography::Digest>(response: &Response<Merkle, Op, D>) -> u64 {
+fn operations_of<Op, D: commonware_cryptography::Digest>(
+    response: &Response<Merkle, Op, D>,
+) -> u64 {
     match response {
         Response::Operations { operations, .. } => operations.len() as u64,
         Response::Boundary { .. } => 1,
@@ -113,9 +118,8 @@ where
     Op: Read<Cfg: Default> + Encode,
 {
     let fetch = Fetch::Boundary { size, start };
-    let response =
-        Response::<Merkle, Op, H::Digest>::decode_cfg(body, &response_config(&fetch))
-            .map_err(|error| format!("the boundary cannot be decoded: {error}"))?;
+    let response = Response::<Merkle, Op, H::Digest>::decode_cfg(body, &response_config(&fetch))
+        .map_err(|error| format!("the boundary cannot be decoded: {error}"))?;
     let Response::Boundary { proof, op, pinned_nodes } = response else {
         return Err("operations were sent instead of a boundary".into());
     };
@@ -154,7 +158,9 @@ where
     let (response, _) = source.serve(to_request(Fetch::Operations { size, start, max })).await?;
     match response {
         Response::Operations { operations, .. } => Ok(operations.into_iter().map(plain).collect()),
-        Response::Boundary { .. } => Err(Error::Corrupt("a boundary where operations were asked".into())),
+        Response::Boundary { .. } => {
+            Err(Error::Corrupt("a boundary where operations were asked".into()))
+        }
     }
 }
 

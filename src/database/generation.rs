@@ -98,8 +98,7 @@ impl<E: Runtime> Generations<E> {
     ) -> Result<(), Error> {
         let mut metadata = self.metadata.take().ok_or(Error::Poisoned)?;
         change(&mut metadata);
-        let metadata =
-            metadata.sync().await.map_err(|error| Error::Storage(error.to_string()))?;
+        let metadata = metadata.sync().await.map_err(|error| Error::Storage(error.to_string()))?;
         self.metadata = Some(metadata);
         Ok(())
     }

@@ -19,8 +19,8 @@ use bytes::Bytes;
 use commonware_cryptography::Hasher;
 use commonware_runtime::Handle;
 use commonware_storage::qmdb::{
-    immutable::{batch::MerkleizedBatch, variable as immutable},
     any::value::VariableEncoding,
+    immutable::{batch::MerkleizedBatch, variable as immutable},
     sync,
 };
 use std::{num::NonZeroU64, sync::Arc};
@@ -28,8 +28,7 @@ use std::{num::NonZeroU64, sync::Arc};
 /// Nothing is ever declared inactive.
 const FLOOR: Location = Location::new(0);
 
-type Db<E, H> =
-    immutable::Db<Merkle, E, <H as Hasher>::Digest, Record, H, Translator, Strategy>;
+type Db<E, H> = immutable::Db<Merkle, E, <H as Hasher>::Digest, Record, H, Translator, Strategy>;
 type Op<H> = immutable::Operation<Merkle, <H as Hasher>::Digest, Record>;
 type Batch<H> = MerkleizedBatch<
     Merkle,
@@ -171,8 +170,7 @@ impl<E: Runtime, H: Hasher> Database for Immutable<E, H> {
                 }
             };
         }
-        let batch =
-            batch.merkleize(db, Some(Record::Commit(metadata)), FLOOR).await?;
+        let batch = batch.merkleize(db, Some(Record::Commit(metadata)), FLOOR).await?;
         let root = to_plain::<H>(&batch.root());
         let state = State {
             size: *batch.bounds().tip.size,

@@ -23,8 +23,8 @@ pub use closed::Closed;
 pub use export::{Exporter, PAGE_OPERATIONS};
 pub use generation::{Generations, partitions};
 pub use hash::hash_key;
-pub(crate) use storage::PAGE_SIZE as LOG_PAGE_SIZE;
 pub use source::{FetchError, Fetched, Fetcher, Verdict};
+pub(crate) use storage::PAGE_SIZE as LOG_PAGE_SIZE;
 
 use crate::runtime::Runtime;
 use bytes::Bytes;

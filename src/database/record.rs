@@ -5,9 +5,7 @@
 
 use super::types::{KEY_LENGTH_MAX, VALUE_LENGTH_MAX};
 use bytes::Bytes;
-use commonware_codec::{
-    Buf, EncodeSize, Error as CodecError, RangeCfg, Read, ReadExt as _, Write,
-};
+use commonware_codec::{Buf, EncodeSize, Error as CodecError, RangeCfg, Read, ReadExt as _, Write};
 use commonware_runtime::BufMut;
 
 /// Version of this encoding; part of the execution version and of the database's identity.

@@ -16,7 +16,10 @@ use commonware_storage::{
         source::{Feedback, Request, Response, Source},
     },
 };
-use commonware_utils::{channel::{mpsc, oneshot}, range::NonEmptyRange};
+use commonware_utils::{
+    channel::{mpsc, oneshot},
+    range::NonEmptyRange,
+};
 use std::{marker::PhantomData, sync::Arc};
 
 /// Why a fetcher gave up.
@@ -53,7 +56,10 @@ pub trait Fetcher: Send + Sync + 'static {
 /// Configuration for decoding an answer with at most `max` operations.
 pub(super) fn response_config<C: Default>(fetch: &Fetch) -> (usize, C) {
     // The engine never asks for more than fits; saturating keeps a 32-bit host honest.
-    (usize::try_from(fetch.max().get()).unwrap_or(usize::MAX / MAX_PROOF_DIGESTS_PER_ELEMENT), C::default())
+    (
+        usize::try_from(fetch.max().get()).unwrap_or(usize::MAX / MAX_PROOF_DIGESTS_PER_ELEMENT),
+        C::default(),
+    )
 }
 
 /// The library's source for operations of type `Op`.

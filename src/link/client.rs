@@ -198,7 +198,8 @@ impl Connector {
         error: TimeoutError<<cups::Cups<sake::Sake<PrivateKey>, commonware_cryptography::ChaCha20Poly1305> as commonware_stream::Upgrader>::Error>,
     ) -> LinkError {
         let text = error.to_string();
-        if let Some(SakeError::InvalidTimestamp(theirs, window)) = find_source::<SakeError>(&error) {
+        if let Some(SakeError::InvalidTimestamp(theirs, window)) = find_source::<SakeError>(&error)
+        {
             let middle = window.start + (window.end - window.start) / 2;
             return LinkError::ClockSkew {
                 skew: Duration::from_millis(theirs.abs_diff(middle)),
@@ -233,10 +234,8 @@ fn find_source<'a, T: std::error::Error + 'static>(
 
 /// The difference in "timestamp T not in A..B", for causes that are only given as text.
 fn skew_of(text: &str) -> Duration {
-    let numbers: Vec<u64> = text
-        .split(|c: char| !c.is_ascii_digit())
-        .filter_map(|word| word.parse().ok())
-        .collect();
+    let numbers: Vec<u64> =
+        text.split(|c: char| !c.is_ascii_digit()).filter_map(|word| word.parse().ok()).collect();
     match numbers[..] {
         [.., theirs, start, end] => {
             Duration::from_millis(theirs.abs_diff(start + end.saturating_sub(start) / 2))
@@ -283,14 +282,12 @@ impl<E: Runtime> Link<E> {
     ) -> Arc<Self> {
         let pending = Arc::new(Mutex::new(HashMap::new()));
         let (close, closed) = watch::channel(None);
-        let dispatch = Dispatcher {
-            pending: pending.clone(),
-            close: close.clone(),
-            received,
-        };
+        let dispatch = Dispatcher { pending: pending.clone(), close: close.clone(), received };
         context.child("dispatcher").spawn(move |_| dispatch.run(incoming));
         let keepalive = (outgoing.clone(), closed.clone());
-        context.child("keepalive").spawn(move |context| keep_alive(context, keepalive.0, keepalive.1));
+        context
+            .child("keepalive")
+            .spawn(move |context| keep_alive(context, keepalive.0, keepalive.1));
         Arc::new(Self {
             context,
             outgoing,
@@ -492,8 +489,8 @@ impl Dispatcher {
 
     fn dispatch(&self, frame: Bytes) -> Result<(), LinkError> {
         let size = frame.len();
-        let message = ServerMessage::decode(frame)
-            .map_err(|_| LinkError::Protocol("undecodable message"))?;
+        let message =
+            ServerMessage::decode(frame).map_err(|_| LinkError::Protocol("undecodable message"))?;
         let ServerMessage::Response { id, response } = message else { return Ok(()) };
         let mut pending = self.pending.lock();
         match pending.remove(&id) {

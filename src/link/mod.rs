@@ -41,11 +41,7 @@ pub type Upgrader = Timeout<Cups<Sake<PrivateKey>, ChaCha20Poly1305>>;
 
 /// An upgrader that proves `signer` and tolerates a clock difference of `skew`.
 pub fn upgrader(signer: PrivateKey, skew: Duration) -> Upgrader {
-    let sake = Sake {
-        signer,
-        synchrony_bound: skew,
-        max_handshake_age: skew,
-        version: sake::Version::V1,
-    };
+    let sake =
+        Sake { signer, synchrony_bound: skew, max_handshake_age: skew, version: sake::Version::V1 };
     Timeout::new(Cups::new(sake, cups::Version::V1), HANDSHAKE_TIMEOUT)
 }

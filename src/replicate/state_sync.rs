@@ -65,14 +65,9 @@ pub async fn run<E: Runtime>(
         batch: config.batch,
         outstanding: config.outstanding,
     };
-    let built = database::state_sync(
-        context.child("database"),
-        kind,
-        generation,
-        wanted,
-        Arc::new(source),
-    )
-    .await;
+    let built =
+        database::state_sync(context.child("database"), kind, generation, wanted, Arc::new(source))
+            .await;
     let mismatch = match built {
         Ok(database) => {
             let state = database.state()?;

@@ -6,11 +6,7 @@ use governor::{
     clock::{Clock as _, DefaultClock},
     state::keyed::DashMapStateStore,
 };
-use std::{
-    net::IpAddr,
-    num::NonZeroU32,
-    time::Duration,
-};
+use std::{net::IpAddr, num::NonZeroU32, time::Duration};
 
 /// Requests of one connection that are worked on at once; more wait in the connection.
 pub const REQUESTS_IN_FLIGHT_MAX: usize = 64;

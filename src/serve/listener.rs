@@ -10,11 +10,7 @@ use crate::{
 use commonware_cryptography::ed25519::PublicKey;
 use commonware_runtime::{Listener as _, SinkOf, StreamOf};
 use commonware_stream::Upgrader as _;
-use std::{
-    net::SocketAddr,
-    sync::Arc,
-    time::Duration,
-};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 /// Pause after a failed accept (out of file descriptors, usually).
@@ -59,7 +55,8 @@ pub fn spawn<E: Runtime>(
         draining,
     });
     let free = connections.clone();
-    let task = context.child("listener").spawn(move |context| accept(context, shared, listener, free));
+    let task =
+        context.child("listener").spawn(move |context| accept(context, shared, listener, free));
     Handle { drain, connections, connections_max, task }
 }
 

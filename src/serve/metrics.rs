@@ -1,9 +1,6 @@
 //! What a serving process measures of its peers.
 
-use commonware_runtime::{
-    Metrics as Registry,
-    telemetry::metrics::Registered,
-};
+use commonware_runtime::{Metrics as Registry, telemetry::metrics::Registered};
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
@@ -11,8 +8,7 @@ use prometheus_client::{
 
 /// Buckets that resolve 1 ms to 100 s.
 pub const DURATION_BUCKETS: [f64; 16] = [
-    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0,
-    100.0,
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0,
 ];
 
 /// Kind of a request.
@@ -96,4 +92,3 @@ impl Metrics {
         self.rejected.get_or_create(&ReasonLabel { reason }).inc();
     }
 }
-

@@ -113,7 +113,10 @@ async fn greet<E: Runtime>(
     if wire != Some(WIRE_VERSION) {
         return Err(Refused::new(
             Code::UnsupportedVersion,
-            format!("this server speaks wire version {WIRE_VERSION}, the client {}", wire.unwrap_or(0)),
+            format!(
+                "this server speaks wire version {WIRE_VERSION}, the client {}",
+                wire.unwrap_or(0)
+            ),
         ));
     }
     let hello =
@@ -330,7 +333,9 @@ impl<E: Runtime> Session<E> {
             Request::Follow { sequence, .. } => {
                 metrics.followers.inc();
                 // Counted down even if this task is aborted.
-                let _count = Defer(|| { metrics.followers.dec(); });
+                let _count = Defer(|| {
+                    metrics.followers.dec();
+                });
                 self.follow(context, id, sequence, credit).await.map(|()| None)
             }
             Request::Watch { target } => self.watch(context, id, target).await.map(|()| None),
@@ -427,7 +432,10 @@ impl<E: Runtime> Session<E> {
                 }
             }
             if last > log.bounds().last {
-                return Err(Refused::new(Code::Ahead, format!("the log ends at {}", log.bounds().last)));
+                return Err(Refused::new(
+                    Code::Ahead,
+                    format!("the log ends at {}", log.bounds().last),
+                ));
             }
             let head = self.shared.ledger.head();
             if head.checkpoint.sequence == last && head.checkpoint.signed_at_ms > signed_at_ms {
@@ -453,10 +461,8 @@ impl<E: Runtime> Session<E> {
         let mut heads = self.shared.ledger.subscribe();
         loop {
             let head: SignedCheckpoint = heads.borrow_and_update().clone();
-            let frame = ServerMessage::Response {
-                id,
-                response: Response::Checkpoint(Box::new(head)),
-            };
+            let frame =
+                ServerMessage::Response { id, response: Response::Checkpoint(Box::new(head)) };
             // A slow reader skips checkpoints: only the newest is worth sending.
             if self.outgoing.send(frame.encode()).await.is_err() {
                 return Ok(());

@@ -14,10 +14,7 @@ use crate::{
     runtime::Runtime,
     serve::{self, Amnesia, Authorized},
 };
-use commonware_cryptography::{
-    Signer as _,
-    ed25519::PrivateKey,
-};
+use commonware_cryptography::{Signer as _, ed25519::PrivateKey};
 use std::{sync::Arc, time::Duration};
 use tokio::sync::mpsc;
 
@@ -213,9 +210,9 @@ fn generate<E: Runtime>(
         return None;
     }
     let (publisher, rule) = (publisher.clone(), setup.kind.write_rule());
-    let task = context.child("generator").spawn(move |context| {
-        generator::run(context, publisher, rule, interval, changes)
-    });
+    let task = context
+        .child("generator")
+        .spawn(move |context| generator::run(context, publisher, rule, interval, changes));
     Some(task)
 }
 

@@ -19,10 +19,7 @@ use std::{path::Path, sync::Mutex};
 
 /// Begins a new epoch in `storage_dir`: the data stay, the identity changes, and clients adopt it
 /// by hand only. Safe to run again if it was interrupted.
-pub fn new_epoch(
-    storage_dir: &Path,
-    publisher_key: Option<&Path>,
-) -> Result<DatabaseId, Failure> {
+pub fn new_epoch(storage_dir: &Path, publisher_key: Option<&Path>) -> Result<DatabaseId, Failure> {
     if !daemon::data_dir(storage_dir).is_dir() {
         let text = format!("{} holds no server's storage", storage_dir.display());
         return Err(Failure::new(exit::DATA, text));

@@ -30,8 +30,8 @@ impl<E: Runtime> Source32<E> {
         if self.rule == WriteRule::Append {
             return Change::Append { value };
         }
-        let overwrite = self.rule == WriteRule::Upsert
-            && u64::from(random[15]) % OVERWRITE_ONE_IN == 0;
+        let overwrite =
+            self.rule == WriteRule::Upsert && u64::from(random[15]) % OVERWRITE_ONE_IN == 0;
         let key = match self.last.take().filter(|_| overwrite) {
             Some(key) => key,
             None => format!("generated/{}", hex::encode(&random[..8])).into_bytes(),

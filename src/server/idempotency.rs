@@ -2,11 +2,7 @@
 //!
 //! An entry lives as long as its commit's record is kept, restarts included: the log carries it.
 
-use crate::{
-    api::Receipt,
-    commit_log::Commit,
-    database::types::Digest,
-};
+use crate::{api::Receipt, commit_log::Commit, database::types::Digest};
 use std::collections::{HashMap, VecDeque};
 
 /// Entries remembered; with more, requests that carry a key are answered `busy`.

@@ -313,10 +313,7 @@ impl<E: Runtime> Publisher<E> {
                 Source::Api => "api",
                 Source::Generator => "generator",
             };
-            self.metrics
-                .operations
-                .get_or_create(&SourceLabel { source })
-                .inc_by(*changes as u64);
+            self.metrics.operations.get_or_create(&SourceLabel { source }).inc_by(*changes as u64);
         }
         let state = commit.state();
         self.metrics.commits.inc();

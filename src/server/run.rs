@@ -26,8 +26,9 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
 
 fn try_main(arguments: Vec<OsString>) -> Result<(), Failure> {
     let config = from_args(arguments)?;
-    logs::check(&config.common.log_level)
-        .map_err(|allowed| crate::config::invalid("--log-level", &config.common.log_level, allowed))?;
+    logs::check(&config.common.log_level).map_err(|allowed| {
+        crate::config::invalid("--log-level", &config.common.log_level, allowed)
+    })?;
     let level = logs::init(config.common.log_format, &config.common.log_level)
         .map_err(|message| Failure::new(exit::USAGE, message))?;
     let ground = daemon::take_ground(&config.storage_dir, config.api, config.metrics)?;
@@ -94,7 +95,10 @@ async fn run(
 ) -> Result<(), Failure> {
     let Ground { api, metrics, lock: _lock, shutdown } = ground;
     let listener = context.bind(config.listen).await.map_err(|_| {
-        let text = format!("cannot listen on {} (--port): the port is in use or not allowed", config.listen);
+        let text = format!(
+            "cannot listen on {} (--port): the port is in use or not allowed",
+            config.listen
+        );
         Failure::new(exit::IO, text)
     })?;
     let sync_address = listener.local_addr().map_err(|e| Failure::new(exit::IO, e.to_string()))?;

@@ -4,9 +4,7 @@ use crate::{
     checkpoint::{Identity, Parameters},
     runtime::Runtime,
 };
-use commonware_codec::{
-    Buf, Error as CodecError, FixedSize, Read, ReadExt as _, Write,
-};
+use commonware_codec::{Buf, Error as CodecError, FixedSize, Read, ReadExt as _, Write};
 use commonware_runtime::BufMut;
 use commonware_storage::metadata::{Config, Metadata};
 use commonware_utils::sequence::U64;

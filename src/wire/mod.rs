@@ -490,11 +490,8 @@ impl Read for ClientMessage {
         match u8::read(buf)? {
             0 => {
                 let id = u64::read(buf)?;
-                let trace = if bool::read(buf)? {
-                    Some(read_text(buf, TRACE_LENGTH_MAX)?)
-                } else {
-                    None
-                };
+                let trace =
+                    if bool::read(buf)? { Some(read_text(buf, TRACE_LENGTH_MAX)?) } else { None };
                 Ok(Self::Request { id, trace, request: Request::read(buf)? })
             }
             1 => Ok(Self::Credit { id: u64::read(buf)?, bytes: u32::read(buf)? }),

@@ -1,0 +1,285 @@
+#!/usr/bin/env python3
+"""The figures of docs/PERFORMANCE.md: our pair, and the peer where it is installed.
+
+    cargo build --release
+    python3 benches/pair.py [--peer DIR] [--hash blake3,sha256] [--only NAME,...]
+
+The peer is `cargo install commonware-sync --version 2026.7.1 --locked --root DIR`. Every figure is
+taken with real processes on loopback; run it on a machine that does nothing else. Nothing but the
+standard library is needed.
+"""
+import argparse, http.client, json, os, re, shutil, signal, subprocess, sys, tempfile, threading, time
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+BIN = os.path.join(os.environ.get("CARGO_TARGET_DIR", os.path.join(ROOT, "target")), "release")
+
+
+class Daemon:
+    """One of our daemons on free ports."""
+
+    def __init__(self, role, storage, *options, wait=True):
+        self.role, self.storage = role, storage
+        endpoints = os.path.join(storage, "public/endpoints.json")
+        if os.path.exists(endpoints):
+            os.remove(endpoints)
+        self.log = storage + ".log"
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("SYNCD_")}
+        self.process = subprocess.Popen(
+            [os.path.join(BIN, "syncd-" + role), "--storage-dir", storage, "--api-port", "0",
+             "--metrics-port", "0", "--log-format", "json", *options],
+            stderr=open(self.log, "a"), env=environment)
+        while wait and not os.path.exists(endpoints):
+            if self.process.poll() is not None:
+                sys.exit(f"{role} ended:\n" + open(self.log).read()[-2000:])
+            time.sleep(0.01)
+        if wait:
+            found = json.load(open(endpoints))
+            self.sync, self.api, self.metrics = found.get("sync"), found["api"], found["metrics"]
+
+    def get(self, address, path):
+        connection = http.client.HTTPConnection(address, timeout=60)
+        connection.request("GET", path)
+        return connection.getresponse().read()
+
+    def status(self):
+        return json.loads(self.get(self.api, "/v1/status"))
+
+    def metric(self, name):
+        for line in self.get(self.metrics, "/metrics").decode().splitlines():
+            if line.startswith(name + " "):
+                return float(line.split()[-1])
+        return 0.0
+
+    def rss_mib(self):
+        for line in open(f"/proc/{self.process.pid}/status"):
+            if line.startswith("VmRSS"):
+                return int(line.split()[1]) / 1024
+
+    def stop(self):
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait()
+
+
+def server(directory, hash_, *options):
+    return Daemon("server", os.path.join(directory, "server"), "--hash", hash_, "--port", "0", "-o", "0", *options)
+
+
+def client(directory, of, *options, name="client", wait=True):
+    public = os.path.join(of.storage, "public")
+    return Daemon("client", os.path.join(directory, name), "--server", of.sync,
+                  "--server-key", public + "/identity.pub", "--trusted-key", public + "/publisher.pub",
+                  "--database", public + "/database.id", *options, wait=wait)
+
+
+def wait_equal(replica, of):
+    while True:
+        if replica.status().get("root") == of.status()["root"]:
+            return
+        time.sleep(0.01)
+
+
+def iterations(daemon, kind):
+    for line in open(daemon.log):
+        if '"sync_iteration"' in line:
+            record = json.loads(line)
+            if record["kind"] == kind:
+                yield record
+
+
+def records(path, count, prefix):
+    with open(path, "w") as out:
+        for n in range(count):
+            out.write('{"key":"%s/%09d","value":"%032d"}\n' % (prefix, n, n))
+
+
+def import_(of, path, batch, connections):
+    out = subprocess.run([os.path.join(BIN, "syncctl"), "import", path, "--api", "http://" + of.api, "--batch", str(batch),
+                          "--connections", str(connections)], capture_output=True, text=True)
+    if out.returncode:
+        sys.exit(out.stderr)
+    return float(re.search(r"\((\d+) records/s\)", out.stdout).group(1))
+
+
+def report(name, text):
+    print(f"{name:34} {text}", flush=True)
+
+
+def bench_import(directory, hash_):
+    path = os.path.join(directory, "records.ndjson")
+    records(path, 300_000, "import")
+    for connections in (1, 8):
+        of = server(os.path.join(directory, f"import{connections}"), hash_, "-i", "0")
+        rate = import_(of, path, 1000, connections)
+        report(f"import, {connections} connection(s)", f"{rate:,.0f} records/s (batches of 1000, {hash_})")
+        of.stop()
+
+
+def bench_state_sync(directory, hash_):
+    for count in (100_000, 1_000_000):
+        base = os.path.join(directory, f"sync{count}")
+        os.makedirs(base)
+        of = server(base, hash_, "-i", str(count))
+        floor, size = of.status()["floor"], of.status()["size"]
+        rates = []
+        for attempt in range(3):
+            replica = client(base, of, name=f"client{attempt}", wait=False)
+            while not os.path.exists(replica.log) or not list(iterations(replica, "state_sync")):
+                time.sleep(0.02)
+            took = next(iterations(replica, "state_sync"))["duration_ms"] / 1000
+            rates.append((size - floor) / took)
+            replica.process.kill()
+            replica.process.wait()
+        report(f"state sync, {size:,} operations",
+               f"{sorted(rates)[1]:,.0f}/s median of {[f'{r:,.0f}' for r in rates]} ({size - floor:,} fetched, {hash_})")
+        of.stop()
+
+
+def bench_catch_up(directory, hash_):
+    base = os.path.join(directory, "catch")
+    of = server(base, hash_, "-i", "1000")
+    replica = client(base, of)
+    wait_equal(replica, of)
+    replica.stop()
+    path = os.path.join(directory, "missed.ndjson")
+    for batch, count in ((5, 100_000), (1000, 100_000)):
+        records(path, count, f"missed{batch}")
+        before = of.status()["size"]
+        import_(of, path, batch, 8)
+        missed = of.status()["size"] - before
+        started = time.time()
+        replica = client(base, of)
+        wait_equal(replica, of)
+        took = time.time() - started
+        report(f"catch-up, commits of {batch}", f"{missed / took:,.0f} operations/s: {missed:,} in {took:.2f} s with the start ({hash_})")
+        replica.stop()
+    of.stop()
+
+
+def quantile(daemon, name, q, before):
+    """Upper bound of the bucket that holds the quantile."""
+    samples = []
+    for line in daemon.get(daemon.metrics, "/metrics").decode().splitlines():
+        match = re.match(name + r'_bucket\{le="([^"]+)"\} (\d+)', line)
+        if match:
+            samples.append((float(match.group(1).replace("+Inf", "inf")), int(match.group(2))))
+    samples = [(le, n - before.get(le, 0)) for le, n in samples]
+    total = samples[-1][1]
+    return next(le for le, n in samples if n >= total * q) if total else float("nan")
+
+
+def single_writes(of, rate, seconds, threads=8):
+    """Single PUTs at a steady rate; the times of the answers."""
+    host, port = of.api.split(":")
+    times, lock = [], threading.Lock()
+    start = time.time() + 0.2
+
+    def lane(number):
+        connection = http.client.HTTPConnection(host, int(port))
+        for n in range(rate * seconds // threads):
+            due = start + n * threads / rate + number / rate
+            time.sleep(max(0, due - time.time()))
+            sent = time.time()
+            connection.request("PUT", f"/v1/keys/single-{number}-{n}", b"v" * 32, {"content-type": "application/octet-stream"})
+            connection.getresponse().read()
+            with lock:
+                times.append(time.time() - sent)
+
+    lanes = [threading.Thread(target=lane, args=(n,)) for n in range(threads)]
+    [t.start() for t in lanes]
+    [t.join() for t in lanes]
+    took = time.time() - start
+    return len(times) / took, sorted(times)
+
+
+def bench_latency(directory, hash_):
+    base = os.path.join(directory, "latency")
+    of = server(base, hash_, "-i", "10000")
+    replica = client(base, of)
+    wait_equal(replica, of)
+    name = "syncd_client_commit_to_apply_seconds"
+    rate, times = single_writes(of, 1000, 10)
+    time.sleep(0.5)
+    p50, p99 = (quantile(replica, name, q, {}) * 1000 for q in (0.5, 0.99))
+    report("1,000 single writes/s", f"{rate:,.0f}/s; answer p50 {times[len(times) // 2] * 1000:.1f} ms, p99 {times[len(times) * 99 // 100] * 1000:.1f} ms; "
+           f"commit to durable on the replica p50 <= {p50:g} ms, p99 <= {p99:g} ms ({hash_})")
+    replica.stop()
+    of.stop()
+
+
+def bench_iteration(directory, hash_):
+    for count in (10_000, 1_000_000):
+        base = os.path.join(directory, f"iteration{count}")
+        of = server(base, hash_, "-i", str(count))
+        replica = client(base, of)
+        wait_equal(replica, of)
+        host, port = of.api.split(":")
+        connection = http.client.HTTPConnection(host, int(port))
+        name = "syncd_client_iteration_duration_seconds_%s{kind=\"follow\"}"
+        before = [replica.metric(name % part) for part in ("sum", "count")]
+        for n in range(200):
+            body = "".join('{"key":"fifty/%d/%d","value":"%032d"}\n' % (n, i, i) for i in range(50))
+            connection.request("POST", "/v1/batch", body, {"content-type": "application/x-ndjson"})
+            connection.getresponse().read()
+            time.sleep(0.005)
+        wait_equal(replica, of)
+        after = [replica.metric(name % part) for part in ("sum", "count")]
+        mean = (after[0] - before[0]) / (after[1] - before[1])
+        report(f"iteration of 50 writes at {count:,}", f"{mean * 1000:.2f} ms mean of {after[1] - before[1]:.0f}; memory: server {of.rss_mib():.0f} MiB, client {replica.rss_mib():.0f} MiB ({hash_})")
+        replica.stop()
+        started = time.time()
+        replica = client(base, of)
+        report(f"opening a replica of {count:,}", f"{time.time() - started:.2f} s until it serves ({hash_})")
+        replica.stop()
+        of.stop()
+
+
+def bench_peer(directory, peer):
+    for count in (100_000, 1_000_000):
+        for name, options in (("default flags", []), ("best flags", ["--batch-size", "100", "--max-outstanding-requests", "8"])):
+            base = os.path.join(directory, f"peer{count}{len(options)}")
+            of = subprocess.Popen([os.path.join(peer, "bin/server"), "--port", "18080", "--metrics-port", "18090", "--initial-ops", str(count),
+                                   "--ops-per-interval", "0", "--op-interval", "1h", "--storage-dir", base + "/server"], stdout=open(base + ".server.log", "w"), stderr=subprocess.STDOUT)
+            while "listening" not in open(base + ".server.log").read().lower():
+                time.sleep(0.1)
+                if of.poll() is not None:
+                    sys.exit(open(base + ".server.log").read()[-1000:])
+            rates = []
+            for attempt in range(3):
+                log = f"{base}.client{attempt}.log"
+                started = time.time()
+                replica = subprocess.Popen([os.path.join(peer, "bin/client"), "--server", "127.0.0.1:18080", "--metrics-port", "18091", "--storage-dir",
+                                            f"{base}/client{attempt}", *options], stdout=open(log, "w"), stderr=subprocess.STDOUT)
+                while not re.search(r"sync.*complete|completed|synced", open(log).read(), re.I):
+                    time.sleep(0.02)
+                    if replica.poll() is not None:
+                        sys.exit(open(log).read()[-1000:])
+                rates.append(count / (time.time() - started))
+                replica.kill()
+                replica.wait()
+            report(f"peer state sync, {count:,}", f"{sorted(rates)[1]:,.0f}/s median of {[f'{r:,.0f}' for r in rates]} ({name}, sha256)")
+            of.kill()
+            of.wait()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peer", help="root of the installed peer")
+    parser.add_argument("--hash", default="blake3,sha256")
+    parser.add_argument("--only", default="import,state_sync,catch_up,latency,iteration,peer")
+    args = parser.parse_args()
+    directory = tempfile.mkdtemp(prefix="syncd-bench-")
+    try:
+        for hash_ in args.hash.split(","):
+            for name in args.only.split(","):
+                if name != "peer":
+                    base = os.path.join(directory, hash_ + name)
+                    os.makedirs(base)
+                    globals()["bench_" + name](base, hash_)
+                    shutil.rmtree(base)
+        if args.peer and "peer" in args.only:
+            bench_peer(directory, args.peer)
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+main()

@@ -1,0 +1,456 @@
+//! What a wrong command line, file, port or directory is answered with, and how daemons live.
+#![allow(missing_docs, clippy::unwrap_used)]
+
+mod common;
+
+use common::{BYTES, Daemon, NDJSON, command, get, send, wait_for};
+use std::{net::TcpListener, path::Path, process::Stdio};
+
+struct Case {
+    binary: &'static str,
+    arguments: Vec<String>,
+    code: i32,
+    /// All of these are part of the message.
+    says: Vec<String>,
+}
+
+fn case(binary: &'static str, arguments: &[&str], code: i32, says: &[&str]) -> Case {
+    let owned = |words: &[&str]| words.iter().map(ToString::to_string).collect();
+    Case { binary, arguments: owned(arguments), code, says: owned(says) }
+}
+
+fn check(case: &Case, directory: &Path) {
+    let output = command(case.binary)
+        .env("XDG_STATE_HOME", directory)
+        .args(&case.arguments)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    let what = format!("{} {:?}: {:?}\n{text}", case.binary, case.arguments, output.status);
+    assert_eq!(output.status.code(), Some(case.code), "{what}");
+    for part in &case.says {
+        assert!(text.contains(part.as_str()), "'{part}' is not in {what}");
+    }
+}
+
+#[test]
+fn wrong_use_is_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path();
+    let busy = TcpListener::bind("127.0.0.1:0").unwrap();
+    let busy = busy.local_addr().unwrap().port().to_string();
+    let file = root.join("file");
+    std::fs::write(&file, "nonsense\n").unwrap();
+    let file = file.display().to_string();
+    let (under_file, missing) =
+        (format!("{file}/storage"), root.join("missing").display().to_string());
+    let storage = root.join("storage").display().to_string();
+    let free = ["--api-port", "0", "--metrics-port", "0", "--storage-dir", storage.as_str()];
+    let with = |more: &[&'static str]| [&free[..], more].concat();
+    let cases = [
+        case(
+            "syncd-server",
+            &["--db", "nonsense"],
+            64,
+            &["--db", "nonsense", "any, current, immutable, keyless"],
+        ),
+        case(
+            "syncd-server",
+            &["--db", "keyless"],
+            64,
+            &["--db", "keyless", "available: any, immutable"],
+        ),
+        case("syncd-server", &["--mode", "compact"], 64, &["--mode", "compact", "available: full"]),
+        case(
+            "syncd-server",
+            &["--storage", "compact"],
+            64,
+            &["--storage", "compact", "available: full"],
+        ),
+        case("syncd-server", &["--hash", "md5"], 64, &["--hash", "md5", "sha256, blake3"]),
+        case("syncd-server", &["--port", "99999"], 64, &["--port", "99999"]),
+        case("syncd-server", &["--nonsense"], 64, &["--nonsense"]),
+        case("syncd-server", &["--op-interval", "0s"], 64, &["--op-interval", "0s", "above zero"]),
+        case("syncd-server", &["--op-interval", "soon"], 64, &["--op-interval", "soon", "250ms"]),
+        case(
+            "syncd-server",
+            &["--log-retention-bytes", "1XB"],
+            64,
+            &["--log-retention-bytes", "1XB", "64MiB"],
+        ),
+        case("syncd-server", &["--max-value-bytes", "1GiB"], 64, &["--max-value-bytes", "65536"]),
+        case("syncd-server", &["--max-connections", "0"], 64, &["--max-connections", "above 0"]),
+        case("syncd-server", &["--host", "nonsense"], 64, &["--host", "nonsense", "IP address"]),
+        case(
+            "syncd-server",
+            &["--api-host", "0.0.0.0"],
+            64,
+            &["--api-host", "0.0.0.0", "--api-token-file"],
+        ),
+        case("syncd-server", &["--api-token-file", &missing], 64, &["--api-token-file", &missing]),
+        case(
+            "syncd-server",
+            &["--authorized-clients", &file],
+            64,
+            &["--authorized-clients", ":1: 'nonsense'"],
+        ),
+        case("syncd-server", &["--log-level", "loud"], 64, &["--log-level", "loud", "info"]),
+        case(
+            "syncd-server",
+            &[
+                "--identity-key",
+                &file,
+                "--storage-dir",
+                &storage,
+                "--api-port",
+                "0",
+                "--metrics-port",
+                "0",
+            ],
+            64,
+            &[&file, "not a private key"],
+        ),
+        case("syncd-server", &["--storage-dir", &under_file], 74, &[&under_file, "cannot be used"]),
+        case(
+            "syncd-server",
+            &[&with(&["--port"])[..], &[busy.as_str()]].concat(),
+            74,
+            &["--port", &busy],
+        ),
+        case(
+            "syncd-server",
+            &["--storage-dir", &storage, "--api-port", &busy, "--metrics-port", "0"],
+            74,
+            &["--api-port", &busy],
+        ),
+        case(
+            "syncd-server",
+            &["--storage-dir", &storage, "--api-port", "0", "--metrics-port", &busy],
+            74,
+            &["--metrics-port", &busy],
+        ),
+        case("syncd-client", &["--server", "nonsense"], 64, &["--server", "nonsense", "HOST:PORT"]),
+        case(
+            "syncd-client",
+            &["--server", "example.org:1"],
+            64,
+            &["--server-key", "not on this machine"],
+        ),
+        case(
+            "syncd-client",
+            &["--server-key", "abc"],
+            64,
+            &["--server-key", "abc", "64 hexadecimal digits"],
+        ),
+        case("syncd-client", &["--trusted-key", &file], 64, &["--trusted-key", &file]),
+        case("syncd-client", &["--database", "abc"], 64, &["--database", "abc"]),
+        case("syncd-client", &["--batch-size", "0"], 64, &["--batch-size", "0", "10000"]),
+        case("syncd-client", &["-r", "1000"], 64, &["--max-outstanding-requests", "1000", "64"]),
+        case("syncd-client", &["--api-host", "0.0.0.0"], 64, &["--api-host", "--read-token-file"]),
+        case("syncctl", &["nonsense"], 64, &["nonsense"]),
+        case("syncctl", &["import", &missing], 74, &[&missing]),
+        case("syncctl", &["import", &file, "--batch", "0"], 64, &["--batch", "0"]),
+        case("syncctl", &["import", &file, "--api", "ftp://x"], 64, &["ftp://x", "--api"]),
+        case(
+            "syncctl",
+            &["get", "a", "--api", &format!("http://127.0.0.1:{}", free_port())],
+            75,
+            &["cannot reach"],
+        ),
+        case(
+            "syncctl",
+            &["health", "--url", &format!("http://127.0.0.1:{}", free_port())],
+            1,
+            &["cannot reach"],
+        ),
+        case(
+            "syncctl",
+            &["new-epoch", "--storage-dir", &missing],
+            65,
+            &["holds no server's storage"],
+        ),
+        case("syncctl", &["keygen", "-o", &file], 74, &[&file]),
+    ];
+    for case in &cases {
+        check(case, root);
+    }
+    for (binary, arguments) in
+        [("syncd-server", "--help"), ("syncd-client", "--help"), ("syncctl", "--version")]
+    {
+        assert!(command(binary).arg(arguments).output().unwrap().status.success());
+    }
+    assert!(!root.join("syncd").exists(), "a wrong command line makes no file");
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+#[test]
+fn directories_are_exclusive_and_keep_their_kind() {
+    let directory = tempfile::tempdir().unwrap();
+    let storage = directory.path().join("server");
+    let replica = directory.path().join("client");
+    let server = Daemon::server(&storage, &["--hash", "sha256"]);
+    let client = server.client(&replica, &[]);
+    client.wait_equal(&server);
+    let (at, replica_at) = (storage.display().to_string(), replica.display().to_string());
+    let free = ["--api-port", "0", "--metrics-port", "0"];
+    let busy = [&["--storage-dir", at.as_str(), "--port", "0"][..], &free].concat();
+    check(&case("syncd-server", &busy, 75, &[&at, "in use by process"]), directory.path());
+    let trust = server.trust();
+    let trust: Vec<&str> = trust.iter().map(String::as_str).collect();
+    let base =
+        [&["--storage-dir", replica_at.as_str(), "--server", "127.0.0.1:9"][..], &free].concat();
+    let same = [&base[..], &trust].concat();
+    check(&case("syncd-client", &same, 75, &[&replica_at, "in use by process"]), directory.path());
+    client.stop();
+    server.stop();
+    let other = [&busy[..], &["--db", "immutable"]].concat();
+    check(
+        &case("syncd-server", &other, 65, &["family 'any'", "--db says 'immutable'"]),
+        directory.path(),
+    );
+    let other = [&busy[..], &["--hash", "blake3"]].concat();
+    check(
+        &case("syncd-server", &other, 65, &["hash 'sha256'", "--hash says 'blake3'"]),
+        directory.path(),
+    );
+    let wrong = "00".repeat(32);
+    let other = [&base[..], &trust[..4], &["--database", wrong.as_str()]].concat();
+    check(&case("syncd-client", &other, 65, &["pinned to database", &wrong]), directory.path());
+    let other = [&same[..], &["--db", "immutable"]].concat();
+    check(
+        &case("syncd-client", &other, 65, &["family 'any'", "--db says 'immutable'"]),
+        directory.path(),
+    );
+}
+
+#[test]
+fn a_client_of_another_family_is_refused_by_name() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = Daemon::server(&directory.path().join("server"), &["--db", "immutable"]);
+    let mut client = server.spawn_client(&directory.path().join("client"), &[]);
+    let status = client.wait();
+    assert_eq!(status.code(), Some(65), "{}", client.log_tail());
+    assert!(client.log_tail().contains("mismatch"), "{}", client.log_tail());
+}
+
+#[test]
+fn bad_requests_are_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = Daemon::server(&directory.path().join("server"), &["--max-value-bytes", "100"]);
+    let client = server.client(&directory.path().join("client"), &[]);
+    let long = "k".repeat(2000);
+    let value = vec![b'v'; 101];
+    let batch = |line: &str| format!("{{\"key\":\"a\",\"value\":\"1\"}}\n{line}\n").into_bytes();
+    let key = |name: &str| format!("/v1/keys/{name}");
+    let cases: Vec<(&str, String, Vec<(&str, &str)>, Vec<u8>, u16, &str)> = vec![
+        ("PUT", key(""), vec![BYTES], vec![], 404, "no_such_endpoint"),
+        ("PUT", key(&long), vec![BYTES], vec![], 413, "too_large"),
+        ("PUT", key("a"), vec![BYTES], value, 413, "too_large"),
+        (
+            "PUT",
+            key("a"),
+            vec![BYTES, ("origin", "http://evil.example")],
+            vec![],
+            403,
+            "foreign_origin",
+        ),
+        ("PUT", key("a"), vec![BYTES, ("host", "evil.example")], vec![], 421, "foreign_host"),
+        (
+            "POST",
+            "/v1/batch".into(),
+            vec![("content-type", "text/plain")],
+            batch("{}"),
+            415,
+            "content_type",
+        ),
+        ("POST", "/v1/batch".into(), vec![NDJSON], batch("nonsense"), 400, "malformed"),
+        ("POST", "/v1/batch".into(), vec![NDJSON], batch("{\"key\":\"a\"}"), 400, "malformed"),
+        ("POST", "/v1/append".into(), vec![BYTES], vec![1], 422, "unsupported"),
+        ("GET", key("absent"), vec![], vec![], 404, "not_found"),
+        ("GET", key("absent") + "?min_size=999999&timeout=10ms", vec![], vec![], 412, "behind"),
+        ("GET", key("absent") + "?min_size=many", vec![], vec![], 400, "malformed"),
+        ("GET", key("absent") + "?proof=true", vec![], vec![], 422, "not_provable"),
+        ("GET", "/v1/entries/1".into(), vec![], vec![], 422, "unsupported"),
+        ("GET", "/v1/nonsense".into(), vec![], vec![], 404, "no_such_endpoint"),
+        ("PATCH", key("a"), vec![], vec![], 405, "method_not_allowed"),
+    ];
+    let before = server.root();
+    for (method, path, headers, body, status, code) in cases {
+        let answer = send(method, &format!("{}{path}", server.api), &headers, &body);
+        assert_eq!(answer.status, status, "{method} {path}: {answer:?}");
+        assert_eq!(answer.json()["code"], code, "{method} {path}");
+        assert_eq!(answer.headers["content-type"], "application/problem+json");
+        if code == "malformed" && path == "/v1/batch" {
+            assert_eq!(answer.json()["line"], 2, "{answer:?}");
+            assert!(answer.json()["detail"].as_str().unwrap().contains("line 2"));
+        }
+    }
+    let refused = send("PUT", &format!("{}/v1/keys/a", client.api), &[BYTES], b"1");
+    assert_eq!((refused.status, refused.json()["code"].as_str()), (405, Some("read_only")));
+    assert_eq!(server.root(), before, "nothing was written");
+    // Keys are bytes: slashes, dots and percent signs mean nothing.
+    for (path, key) in [("a%2Fb", "a/b"), ("..%2F..", "../.."), ("%25", "%"), ("x/../y", "x/../y")]
+    {
+        assert_eq!(
+            send("PUT", &format!("{}/v1/keys/{path}", server.api), &[BYTES], b"1").status,
+            200
+        );
+        assert!(server.export().contains_key(key), "{key}");
+    }
+}
+
+#[test]
+fn a_full_queue_is_answered_busy() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = Daemon::server(&directory.path().join("server"), &["--max-queue-requests", "1"]);
+    let url = format!("{}/v1/batch", server.api);
+    let busy = std::sync::atomic::AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        for lane in 0..32 {
+            let (url, busy) = (&url, &busy);
+            scope.spawn(move || {
+                for n in 0..20 {
+                    let body = common::numbered(&format!("{lane}"), n * 100, 100);
+                    let answer = send("POST", url, &[NDJSON], &body);
+                    if answer.status == 429 {
+                        assert_eq!(answer.json()["code"], "busy");
+                        assert!(answer.headers["retry-after"].parse::<u64>().unwrap() >= 1);
+                        busy.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                    } else {
+                        assert_eq!(answer.status, 200, "{answer:?}");
+                    }
+                }
+            });
+        }
+    });
+    assert!(busy.into_inner() > 0, "32 writers never met a queue of one");
+}
+
+#[test]
+fn tokens_are_demanded_and_reloaded() {
+    let directory = tempfile::tempdir().unwrap();
+    let token = directory.path().join("token");
+    std::fs::write(&token, "first-token\n").unwrap();
+    let option = token.display().to_string();
+    let server = Daemon::server(&directory.path().join("server"), &["--api-token-file", &option]);
+    let put = |authorization: &str| {
+        let url = format!("{}/v1/keys/a", server.api);
+        send("PUT", &url, &[BYTES, ("authorization", authorization)], b"1").status
+    };
+    assert_eq!(server.put("a", b"1").status, 401);
+    assert_eq!(put("Bearer wrong-token"), 401);
+    assert_eq!(put("Bearer first-token"), 200);
+    assert_eq!(get(&format!("{}/v1/keys/a", server.api)).status, 200, "reads are open");
+    std::fs::write(&token, "second-token\n").unwrap();
+    server.signal(rustix::process::Signal::HUP);
+    wait_for("the token is reloaded", || (put("Bearer second-token") == 200).then_some(()));
+    assert_eq!(put("Bearer first-token"), 401);
+}
+
+#[test]
+fn ports_answer_and_a_second_signal_ends_at_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut server = Daemon::server(&directory.path().join("server"), &["--shutdown-grace", "60s"]);
+    for path in ["livez", "readyz"] {
+        assert_eq!(get(&format!("{}/{path}", server.metrics)).status, 200);
+    }
+    let text = get(&format!("{}/metrics", server.metrics));
+    assert!(text.headers["content-type"].starts_with("text/plain; version=0.0.4"));
+    assert!(!String::from_utf8(text.body).unwrap().contains("# EOF"));
+    assert_eq!(server.metric("syncd_server_commits_total"), 0.0);
+    server.put("a", b"1");
+    assert_eq!(server.metric("syncd_server_commits_total"), 1.0);
+    // A request whose body never ends keeps the drain waiting.
+    let address = server.api.strip_prefix("http://").unwrap();
+    let mut stuck = std::net::TcpStream::connect(address).unwrap();
+    let head = "PUT /v1/keys/a HTTP/1.1\r\nhost: localhost\r\ncontent-length: 10\r\n\r\n";
+    std::io::Write::write_all(&mut stuck, head.as_bytes()).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    server.signal(rustix::process::Signal::TERM);
+    wait_for("the server drains", || {
+        (get(&format!("{}/readyz", server.metrics)).status == 503).then_some(())
+    });
+    server.signal(rustix::process::Signal::TERM);
+    assert_eq!(server.wait().code(), Some(143));
+}
+
+#[test]
+fn syncctl_works_on_a_pair() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = Daemon::server(&directory.path().join("server"), &[]);
+    let client = server.client(&directory.path().join("client"), &[]);
+    let run = |arguments: &[&str]| {
+        let output = command("syncctl").args(arguments).output().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
+    };
+    let (code, receipt, _) = run(&["put", "a/b", "hello", "--api", &server.api]);
+    assert_eq!(code, 0);
+    let receipt: serde_json::Value = serde_json::from_str(&receipt).unwrap();
+    let size = receipt["size"].to_string();
+    let (code, line, error) = run(&["wait", "--api", &client.api, "--server-api", &server.api]);
+    assert_eq!(code, 0, "{error}");
+    assert!(line.contains(receipt["root"].as_str().unwrap()), "{line}");
+    let get = ["get", "a/b", "--api", &client.api, "--min-size", &size];
+    assert_eq!(run(&get), (0, "hello".into(), String::new()));
+    assert_eq!(run(&["delete", "a/b", "--api", &server.api]).0, 0);
+    assert_eq!(run(&["get", "a/b", "--api", &server.api]).0, 1);
+    assert_eq!(run(&["get", "a/b", "--api", &format!("{}/", server.api)]).0, 1);
+    let (code, _, error) =
+        run(&["wait", "--api", &client.api, "--size", "999999", "--timeout", "300ms"]);
+    assert_eq!(code, 75);
+    assert!(error.contains("999999"), "{error}");
+    let (code, table, _) = run(&["status", "--api", &server.api, "--api", &client.api]);
+    assert_eq!(code, 0);
+    assert!(table.contains("following") && table.contains("serving"), "{table}");
+    let (_, json, _) = run(&["status", "--json", "--api", &client.api]);
+    let status: serde_json::Value = serde_json::from_str(json.lines().next().unwrap()).unwrap();
+    assert_eq!(status["status"]["role"], "client");
+    assert_eq!(run(&["health", "--url", &server.metrics]).0, 0);
+    // A wrong line is named by its number in the file.
+    let file = directory.path().join("wrong.ndjson");
+    let mut text = String::from_utf8(common::numbered("x", 0, 25)).unwrap();
+    text.push_str("nonsense\n");
+    std::fs::write(&file, text).unwrap();
+    let file = file.display().to_string();
+    let (code, _, error) = run(&["import", &file, "--batch", "10", "--api", &server.api]);
+    assert_eq!(code, 65);
+    assert!(error.contains("line 26"), "{error}");
+    let exported = directory.path().join("export.ndjson");
+    let (code, ..) = run(&["export", "-o", &exported.display().to_string(), "--api", &client.api]);
+    assert_eq!(code, 0);
+    assert_eq!(common::records(&std::fs::read(exported).unwrap()).len(), 20);
+}
+
+#[test]
+fn keys_and_a_new_epoch() {
+    let directory = tempfile::tempdir().unwrap();
+    let storage = directory.path().join("server");
+    let server = Daemon::server(&storage, &[]);
+    server.put("a", b"1");
+    let client = server.client(&directory.path().join("client"), &[]);
+    client.wait_equal(&server);
+    let (database, root) = (server.status()["database"].clone(), server.root());
+    client.stop();
+    server.stop();
+    let at = storage.display().to_string();
+    let output = command("syncctl").args(["new-epoch", "--storage-dir", &at]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let server = Daemon::server(&storage, &[]);
+    assert_ne!(server.status()["database"], database);
+    assert_eq!(server.root(), root, "the data stay");
+    assert_eq!(server.put("b", b"2").status, 200);
+    // The old replica refuses the new identity by name; a new one takes it.
+    let mut old = server.spawn_client(&directory.path().join("client"), &[]);
+    assert_eq!(old.wait().code(), Some(65));
+    assert!(old.log_tail().contains("pinned to database"), "{}", old.log_tail());
+    let new = server.client(&directory.path().join("new"), &[]);
+    new.wait_equal(&server);
+    let key = directory.path().join("key.pem").display().to_string();
+    let output = command("syncctl").args(["keygen", "--pem", "-o", &key]).output().unwrap();
+    assert_eq!(String::from_utf8(output.stdout).unwrap().trim().len(), 64);
+}
