@@ -120,6 +120,9 @@ fn a_killed_client_opens_at_a_verified_state() {
     for round in 0..ROUNDS {
         let rebuild = round % 4 == 3;
         let mut client = server.client(&replica, &["-b", "20", "-r", "1"]);
+        if round > 0 {
+            wait_for("a first state is adopted", || (client.size() > 0).then_some(()));
+        }
         if rebuild {
             client.wait_equal(&server);
             client.kill();
