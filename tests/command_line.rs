@@ -246,7 +246,9 @@ fn bad_requests_are_named() {
     let value = vec![b'v'; 101];
     let batch = |line: &str| format!("{{\"key\":\"a\",\"value\":\"1\"}}\n{line}\n").into_bytes();
     let key = |name: &str| format!("/v1/keys/{name}");
-    let cases: Vec<(&str, String, Vec<(&str, &str)>, Vec<u8>, u16, &str)> = vec![
+    type Headers<'a> = Vec<(&'a str, &'a str)>;
+    type Case<'a> = (&'a str, String, Headers<'a>, Vec<u8>, u16, &'a str);
+    let cases: Vec<Case<'_>> = vec![
         ("PUT", key(""), vec![BYTES], vec![], 404, "no_such_endpoint"),
         ("PUT", key(&long), vec![BYTES], vec![], 413, "too_large"),
         ("PUT", key("a"), vec![BYTES], value, 413, "too_large"),

@@ -141,16 +141,25 @@ fn publish_sync_follow(kind: Kind, seed: u64) {
     });
 }
 
-#[test]
-fn publish_sync_follow_any() {
-    for hash in [HashKind::Sha256, HashKind::Blake3] {
-        publish_sync_follow(Kind { family: Family::Any, hash }, 1);
+/// Seeds of a run; `SYNCD_SIMULATION_SEEDS=1000` makes it longer.
+fn seeds() -> u64 {
+    std::env::var("SYNCD_SIMULATION_SEEDS").map_or(5, |seeds| seeds.parse().unwrap())
+}
+
+fn run_seeds(family: Family) {
+    for seed in 0..seeds() {
+        let hash = if seed % 2 == 0 { HashKind::Sha256 } else { HashKind::Blake3 };
+        eprintln!("family {family}, seed {seed}");
+        publish_sync_follow(Kind { family, hash }, seed);
     }
 }
 
 #[test]
+fn publish_sync_follow_any() {
+    run_seeds(Family::Any);
+}
+
+#[test]
 fn publish_sync_follow_immutable() {
-    for hash in [HashKind::Sha256, HashKind::Blake3] {
-        publish_sync_follow(Kind { family: Family::Immutable, hash }, 2);
-    }
+    run_seeds(Family::Immutable);
 }

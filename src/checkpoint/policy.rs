@@ -3,7 +3,7 @@
 //! **Invariant:** time never orders states. Sequence and size do, and they only go forward.
 
 use super::{Checkpoint, SignedCheckpoint};
-use crate::database::types::{DatabaseId, Family};
+use crate::database::types::{DatabaseId, Digest, Family};
 use commonware_cryptography::ed25519::PublicKey;
 use std::time::{Duration, SystemTime};
 
@@ -34,7 +34,7 @@ pub enum Admission {
 pub enum Refusal {
     /// Not signed by a trusted key.
     #[error("the publisher key {0} is not trusted")]
-    UntrustedPublisher(PublicKey),
+    UntrustedPublisher(Digest),
     /// The signature does not verify.
     #[error("the checkpoint's signature is wrong")]
     BadSignature,
@@ -100,7 +100,9 @@ impl Policy {
     pub fn verify(&self, signed: &SignedCheckpoint) -> Result<(), Refusal> {
         let checkpoint = &signed.checkpoint;
         if !self.publishers.contains(&signed.publisher) {
-            return Err(Refusal::UntrustedPublisher(signed.publisher.clone()));
+            let mut key = [0; 32];
+            key.copy_from_slice(&signed.publisher);
+            return Err(Refusal::UntrustedPublisher(Digest(key)));
         }
         if checkpoint.database != self.database {
             return Err(Refusal::WrongDatabase {
@@ -167,4 +169,84 @@ pub fn check_freshness(
         return Err(Refusal::TooOld { age, max: age_max });
     }
     Ok(())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::database::types::HashKind;
+    use commonware_cryptography::{Signer as _, ed25519::PrivateKey};
+
+    fn checkpoint(sequence: u64, size: u64, root: u8, signed_at_ms: u64) -> Checkpoint {
+        Checkpoint {
+            database: Digest([1; 32]),
+            family: Family::Any,
+            hash: HashKind::Blake3,
+            sequence,
+            floor: size / 2,
+            size,
+            root: Digest([root; 32]),
+            operations_root: Digest([root; 32]),
+            committed_at_ms: 1000,
+            signed_at_ms,
+        }
+    }
+
+    fn policy() -> (Policy, PrivateKey) {
+        let key = PrivateKey::from_seed(1);
+        let publishers = vec![key.public_key()];
+        (Policy { publishers, database: Digest([1; 32]), family: Family::Any }, key)
+    }
+
+    #[test]
+    fn states_only_go_forward() {
+        let (policy, key) = policy();
+        let known = checkpoint(5, 50, 5, 2000).sign(&key);
+        for (offered, expected) in [
+            (checkpoint(6, 60, 6, 1), Ok(Admission::Newer)),
+            (checkpoint(5, 50, 5, 2001), Ok(Admission::Resigned)),
+            (checkpoint(5, 50, 5, 2000), Ok(Admission::Stale)),
+            (checkpoint(4, 40, 4, 9000), Ok(Admission::Stale)),
+            (checkpoint(5, 50, 6, 3000), Err("equivocation")),
+            (checkpoint(5, 51, 5, 3000), Err("equivocation")),
+            (checkpoint(6, 50, 6, 3000), Err("equivocation")),
+            (checkpoint(6, 40, 6, 3000), Err("equivocation")),
+            (checkpoint(4, 60, 4, 3000), Err("equivocation")),
+            (Checkpoint { floor: 3, ..checkpoint(6, 60, 6, 1) }, Err("equivocation")),
+            (
+                Checkpoint { family: Family::Keyless, ..checkpoint(6, 60, 6, 1) },
+                Err("wrong_family"),
+            ),
+            (
+                Checkpoint { database: Digest([9; 32]), ..checkpoint(6, 60, 6, 1) },
+                Err("wrong_database"),
+            ),
+        ] {
+            let found = policy.admit(&offered.clone().sign(&key), Some(&known));
+            assert_eq!(found.map_err(|refusal| refusal.reason()), expected, "{offered:?}");
+        }
+    }
+
+    #[test]
+    fn only_trusted_signatures_count() {
+        let (policy, key) = policy();
+        let mut signed = checkpoint(1, 10, 1, 1).sign(&PrivateKey::from_seed(2));
+        assert_eq!(policy.verify(&signed).unwrap_err().reason(), "untrusted_publisher");
+        signed.publisher = key.public_key();
+        assert_eq!(policy.verify(&signed).unwrap_err().reason(), "bad_signature");
+    }
+
+    #[test]
+    fn freshness_is_bounded_on_both_sides() {
+        let at = |ms| SystemTime::UNIX_EPOCH + Duration::from_millis(ms);
+        let (age, skew) = (Duration::from_secs(60), Duration::from_secs(10));
+        let signed = checkpoint(1, 10, 1, 100_000);
+        let check = |now| check_freshness(&signed, at(now), age, skew).map_err(|r| r.reason());
+        assert_eq!(check(100_000), Ok(()));
+        assert_eq!(check(160_000), Ok(()));
+        assert_eq!(check(160_001), Err("too_old"));
+        assert_eq!(check(90_000), Ok(()));
+        assert_eq!(check(89_999), Err("from_the_future"));
+    }
 }

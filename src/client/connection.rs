@@ -163,12 +163,12 @@ impl<E: Runtime> Connection<E> {
             .get_or_create(&super::metrics::ReasonLabel { reason: error.reason() })
             .inc();
         let now = context.current();
-        if let LinkError::Refused(refused) = error {
-            if refused.code == Code::Mismatch || refused.code == Code::UnsupportedVersion {
-                replica.set_phase(Phase::Refusing("mismatch"), now);
-                if replica.head().is_none() {
-                    let _ = self.fatal.send(refused.to_string()).await;
-                }
+        if let LinkError::Refused(refused) = error
+            && (refused.code == Code::Mismatch || refused.code == Code::UnsupportedVersion)
+        {
+            replica.set_phase(Phase::Refusing("mismatch"), now);
+            if replica.head().is_none() {
+                let _ = self.fatal.send(refused.to_string()).await;
             }
         }
         if let LinkError::Protocol(what) = error {

@@ -174,4 +174,5 @@ impl Metrics {
 }
 
 /// Reasons for not advancing.
-const STALLS: [&str; 5] = ["equivocation", "mismatch", "rejected", "server_behind", "disconnected"];
+const STALLS: [&str; 6] =
+    ["equivocation", "mismatch", "rejected", "server_behind", "pruned", "disconnected"];

@@ -218,6 +218,9 @@ impl<E: Runtime> SyncLoop<E> {
                 Step::Done(Err(end)) => return Ok(Step::Done(Outcome::End(end))),
             }
         };
+        if let Some(target) = &target {
+            ledger.resign(target.clone());
+        }
         let head = ledger.head().checkpoint;
         if target.as_ref().is_some_and(|target| target.checkpoint.sequence <= head.sequence) {
             return Ok(Step::Done(Outcome::Reached));
@@ -624,8 +627,8 @@ impl<E: Runtime> SyncLoop<E> {
         let end = match error {
             state_sync::Error::Ledger(error) => return Err(error.into()),
             state_sync::Error::Pruned => {
-                tracing::info!("the target was pruned: taking a newer one");
-                return Ok(Step::Done(None));
+                let text = "the target was pruned: a newer one is taken";
+                End::Pause(Phase::Stalled("pruned"), text.into())
             }
             error @ state_sync::Error::NotTheSignedState(_) => {
                 self.replica.metrics.reject("root");

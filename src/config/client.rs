@@ -170,11 +170,11 @@ impl Args {
             ("--trusted-key", self.trusted_key.is_empty()),
             ("--database", self.database.is_none()),
         ];
-        if !is_loopback(&host) {
-            if let Some((flag, _)) = missing.iter().find(|(_, missing)| *missing) {
-                let allowed = "needed where the server is not on this machine: hex or a file";
-                return Err(invalid(flag, "", allowed));
-            }
+        if !is_loopback(&host)
+            && let Some((flag, _)) = missing.iter().find(|(_, missing)| *missing)
+        {
+            let allowed = "needed where the server is not on this machine: hex or a file";
+            return Err(invalid(flag, "", allowed));
         }
         check_keys(&self)?;
         let api_host = listen_address("--api-host", &self.api_host)?;

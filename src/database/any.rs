@@ -143,7 +143,7 @@ impl<E: Runtime, H: Hasher> Database for Any<E, H> {
         metadata: CommitMetadata,
     ) -> Result<Prepared, Error> {
         let db = self.0.get()?;
-        let parent = parent.map(|parent| family::batch::<Batch<H>>(parent)).transpose()?;
+        let parent = parent.map(family::batch::<Batch<H>>).transpose()?;
         let mut batch = match &parent {
             Some(parent) => parent.new_batch::<H>(),
             None => db.new_batch(),

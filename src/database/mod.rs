@@ -54,7 +54,7 @@ pub struct ExecutionVersion {
 
 /// The execution version of this program.
 pub const EXECUTION_VERSION: ExecutionVersion =
-    ExecutionVersion { library: 2026_10_00, policy: 1, codec: record::CODEC_VERSION };
+    ExecutionVersion { library: 20_261_000, policy: 1, codec: record::CODEC_VERSION };
 
 impl std::fmt::Display for ExecutionVersion {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -375,11 +375,11 @@ impl<E: Runtime> Link<E> {
     /// Waits until the connection is closed.
     pub async fn closed(&self) -> LinkError {
         let mut closed = self.closed.clone();
-        let result = match closed.wait_for(Option::is_some).await {
+
+        match closed.wait_for(Option::is_some).await {
             Ok(reason) => reason.clone().unwrap_or(LinkError::Closed),
             Err(_) => LinkError::Closed,
-        };
-        result
+        }
     }
 }
 

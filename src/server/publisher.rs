@@ -44,12 +44,15 @@ pub enum Source {
     Generator,
 }
 
+/// Where a writer waits.
+type Answer = oneshot::Sender<Result<Receipt, WriteError>>;
+
 /// A write on its way.
 struct Submission {
     request: WriteRequest,
     bytes: usize,
     source: Source,
-    answer: oneshot::Sender<Result<Receipt, WriteError>>,
+    answer: Answer,
 }
 
 /// The way to the publisher.
@@ -169,7 +172,7 @@ struct Group {
     /// Where each key's final write stands in `changes`.
     positions: HashMap<Vec<u8>, usize>,
     idempotency: Vec<IdempotencyEntry>,
-    answers: Vec<(oneshot::Sender<Result<Receipt, WriteError>>, Source, usize)>,
+    answers: Vec<(Answer, Source, usize)>,
 }
 
 impl Group {
@@ -247,7 +250,7 @@ impl<E: Runtime> Publisher<E> {
         self.metrics.log_first_sequence.set(i64::try_from(first).unwrap_or(i64::MAX));
         self.metrics
             .idempotency_entries
-            .set(i64::try_from(self.idempotency.len()).unwrap_or(i64::MAX));
+            .set(i64::try_from(self.idempotency.count()).unwrap_or(i64::MAX));
         Ok(())
     }
 
@@ -305,7 +308,7 @@ impl<E: Runtime> Publisher<E> {
         &self,
         commit: &Commit,
         base: &Checkpoint,
-        answers: &[(oneshot::Sender<Result<Receipt, WriteError>>, Source, usize)],
+        answers: &[(Answer, Source, usize)],
         started: SystemTime,
     ) {
         for (_, source, changes) in answers {
@@ -378,12 +381,12 @@ impl<E: Runtime> Publisher<E> {
     }
 
     async fn admit_changes(&self, group: &mut Group, submission: Submission) -> Result<(), Error> {
-        if self.ledger.kind().write_rule() == WriteRule::InsertOnce {
-            if let Some(key) = self.conflict(group, &submission.request.changes).await? {
-                let message = format!("key '{}' exists", String::from_utf8_lossy(&key));
-                let _ = submission.answer.send(Err(WriteError::Conflict(message)));
-                return Ok(());
-            }
+        if self.ledger.kind().write_rule() == WriteRule::InsertOnce
+            && let Some(key) = self.conflict(group, &submission.request.changes).await?
+        {
+            let message = format!("key '{}' exists", String::from_utf8_lossy(&key));
+            let _ = submission.answer.send(Err(WriteError::Conflict(message)));
+            return Ok(());
         }
         group.add(submission);
         Ok(())

@@ -1,0 +1,126 @@
+//! What comes over the wire and from disk is hostile: decoders refuse, and never panic.
+#![allow(missing_docs, clippy::unwrap_used)]
+
+use bytes::Bytes;
+use commonware_codec::{DecodeExt as _, Encode as _};
+use commonware_cryptography::{Hasher as _, Sha256, Signer as _, ed25519::PrivateKey};
+use proptest::prelude::*;
+use syncd::{
+    checkpoint::{Checkpoint, SignedCheckpoint},
+    commit_log::{Base, Commit, IdempotencyEntry},
+    database::{
+        EXECUTION_VERSION, Fetch,
+        types::{Change, Digest, Family, HashKind, Mode},
+    },
+    wire::{ClientMessage, Hello, Refused, Reply, Request, Response, ServerMessage, WIRE_VERSION},
+};
+
+fn checkpoint(sequence: u64) -> SignedCheckpoint {
+    Checkpoint {
+        database: Digest([1; 32]),
+        family: Family::Any,
+        hash: HashKind::Blake3,
+        sequence,
+        floor: 3,
+        size: 10,
+        root: Digest([2; 32]),
+        operations_root: Digest([2; 32]),
+        committed_at_ms: 1_700_000_000_000,
+        signed_at_ms: 1_700_000_000_001,
+    }
+    .sign(&PrivateKey::from_seed(7))
+}
+
+fn commit() -> Commit {
+    Commit {
+        base: Base { size: 4, root: Digest([9; 32]) },
+        execution: EXECUTION_VERSION,
+        changes: vec![
+            Change::Put { key: b"k".to_vec(), value: vec![0, 255] },
+            Change::Delete { key: b"gone".to_vec() },
+        ],
+        idempotency: vec![IdempotencyEntry { key: b"once".to_vec(), body: Digest([5; 32]) }],
+        checkpoint: checkpoint(8),
+    }
+}
+
+/// Formats are a promise: a change of one shows here, and needs a new version.
+#[test]
+fn formats_are_pinned() {
+    let hello = Hello {
+        wire: WIRE_VERSION,
+        execution: EXECUTION_VERSION,
+        family: Family::Any,
+        mode: Mode::Full,
+        database: Some(Digest([1; 32])),
+        newest: Some(checkpoint(8)),
+    };
+    let pinned = |bytes: &Bytes| hex::encode(&Sha256::hash(&[bytes]).as_ref()[..8]);
+    let found =
+        [pinned(&checkpoint(8).encode()), pinned(&commit().encode()), pinned(&hello.encode())];
+    assert_eq!(found, PINNED);
+}
+
+const PINNED: [&str; 3] = ["71aba308a8a54f76", "31cfd95eba5f9ec1", "4c6df9d72ac6d1d9"];
+
+#[test]
+fn what_is_encoded_is_decoded() {
+    assert_eq!(Commit::decode(commit().encode()).unwrap(), commit());
+    let max = std::num::NonZeroU64::new(5).unwrap();
+    for request in [
+        Request::Checkpoint,
+        Request::Fetch(Fetch::Operations { size: 9, start: 3, max }),
+        Request::Fetch(Fetch::Boundary { size: 9, start: 3 }),
+        Request::Follow { sequence: 4, credit: 5 },
+        Request::Watch { target: 6 },
+    ] {
+        let message = ClientMessage::Request { id: 7, trace: Some("00-ab".into()), request };
+        assert_eq!(ClientMessage::decode(message.encode()).unwrap(), message);
+    }
+    for response in [
+        Response::Checkpoint(Box::new(checkpoint(1))),
+        Response::Operations(Bytes::from_static(b"abc")),
+        Response::Commit(Box::new(commit())),
+        Response::Refused(Refused::new(syncd::wire::Code::Pruned, "gone")),
+    ] {
+        let message = ServerMessage::Response { id: 7, response };
+        assert_eq!(ServerMessage::decode(message.encode()).unwrap(), message);
+    }
+}
+
+/// No byte of a signed checkpoint can change without the signature noticing.
+#[test]
+fn every_bit_of_a_checkpoint_is_signed() {
+    let bytes = checkpoint(8).encode().to_vec();
+    for at in 0..bytes.len() {
+        let mut wrong = bytes.clone();
+        wrong[at] ^= 1;
+        let valid = SignedCheckpoint::decode(Bytes::from(wrong))
+            .is_ok_and(|signed| signed.signature_is_valid());
+        assert!(!valid, "byte {at}");
+    }
+    assert!(checkpoint(8).signature_is_valid());
+}
+
+proptest! {
+    #[test]
+    fn random_bytes_are_refused_without_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
+        let bytes = Bytes::from(bytes);
+        let _ = SignedCheckpoint::decode(bytes.clone());
+        let _ = Commit::decode(bytes.clone());
+        let _ = Hello::decode(bytes.clone());
+        let _ = Reply::decode(bytes.clone());
+        let _ = ClientMessage::decode(bytes.clone());
+        let _ = ServerMessage::decode(bytes);
+    }
+
+    #[test]
+    fn a_damaged_commit_is_refused_or_another_one(at in 0usize..400, flip in 1u8..=255) {
+        let mut bytes = commit().encode().to_vec();
+        let at = at % bytes.len();
+        bytes[at] ^= flip;
+        if let Ok(decoded) = Commit::decode(Bytes::from(bytes)) {
+            prop_assert_ne!(decoded, commit());
+        }
+    }
+}
