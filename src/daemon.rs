@@ -65,6 +65,12 @@ impl From<http::BindError> for Failure {
     }
 }
 
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Self {
+        Self::new(exit::IO, error.to_string())
+    }
+}
+
 impl From<keys::Error> for Failure {
     fn from(error: keys::Error) -> Self {
         let code = if matches!(error, keys::Error::Io { .. }) { exit::IO } else { exit::USAGE };
@@ -180,7 +186,7 @@ pub fn write_endpoints(
 
 /// The address that a listener got.
 pub fn local_address(listener: &TcpListener) -> Result<SocketAddr, Failure> {
-    listener.local_addr().map_err(|error| Failure::new(exit::IO, error.to_string()))
+    Ok(listener.local_addr()?)
 }
 
 /// Reads the tokens of the API.

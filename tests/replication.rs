@@ -167,9 +167,9 @@ fn a_client_killed_in_its_first_state_sync_resumes_it() {
     let directory = tempfile::tempdir().unwrap();
     let server = Daemon::server(&directory.path().join("server"), &["-i", "200000"]);
     let storage = directory.path().join("client");
-    let mut client = server.client(&storage, &["-b", "500", "-r", "2"]);
-    wait_for("two thirds are synced", || {
-        (client.metric("syncd_client_state_sync_operations") > 120_000.0).then_some(())
+    let mut client = server.client(&storage, &["-b", "50", "-r", "1"]);
+    wait_for("nearly half is synced", || {
+        (client.metric("syncd_client_state_sync_operations") > 70_000.0).then_some(())
     });
     client.kill();
     let client = server.client(&storage, &[]);

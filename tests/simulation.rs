@@ -2,7 +2,9 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use commonware_cryptography::{Signer as _, ed25519::PrivateKey};
-use commonware_runtime::{Clock as _, Network as _, Runner as _, Supervisor as _, deterministic};
+use commonware_runtime::{
+    Clock as _, Network as _, Runner as _, Spawner as _, Supervisor as _, deterministic,
+};
 use std::{
     num::{NonZeroU64, NonZeroUsize},
     sync::Arc,
@@ -141,6 +143,81 @@ fn publish_sync_follow(kind: Kind, seed: u64) {
     });
 }
 
+/// What survived so far: the last acknowledged value of each key.
+type Acknowledged = Arc<std::sync::Mutex<std::collections::BTreeMap<u64, u64>>>;
+
+/// One life of both processes: everything is started, checked, written to, and cut off at a random
+/// moment. Whatever was not synced by then is lost with the crash.
+async fn live_and_crash(
+    mut context: deterministic::Context,
+    kind: Kind,
+    life: u64,
+    acknowledged: Acknowledged,
+) {
+    let listener = context.bind("127.0.0.1:4000".parse().unwrap()).await.unwrap();
+    let registry = context.child("syncd");
+    let server =
+        server::core::start(context.child("server"), &registry, server_setup(kind), listener)
+            .await
+            .unwrap();
+    let setup = client_setup(kind, server.identity.id);
+    let client = client::core::start(context.child("client"), &registry, setup).await.unwrap();
+    // The replica opened at a state that the server's log leads through.
+    if let Some(head) = client.replica.head() {
+        let commit = server.ledger.log().read(head.checkpoint.sequence).await.unwrap();
+        assert!(commit.checkpoint.checkpoint.same_state(&head.checkpoint), "life {life}");
+    }
+    check_acknowledged(&server.ledger, &acknowledged).await;
+    wait_equal(&context, &server, &client).await;
+    check_acknowledged(&client.replica.ledger.load_full().unwrap(), &acknowledged).await;
+    for writer in 0..3 {
+        let (publisher, acknowledged) = (server.publisher.clone(), acknowledged.clone());
+        context.child("writer").spawn(move |context| async move {
+            for n in 0u64.. {
+                // Immutable keys are new each time; the others are overwritten over and over.
+                let unique = life * 1_000_000 + writer * 100_000 + n;
+                let key = if kind.family == Family::Any { writer * 10 + n % 10 } else { unique };
+                let request = WriteRequest { changes: vec![put(key, unique)], idempotency: None };
+                // The crash ends the publisher under its writers.
+                let Ok(_) = publisher.write(request, Source::Api).await else { return };
+                acknowledged.lock().unwrap().insert(key, unique);
+                context.sleep(Duration::from_millis(1 + n % 7)).await;
+            }
+        });
+    }
+    let random = u64::from(rand_core::Rng::next_u32(&mut context));
+    context.sleep(Duration::from_millis(20 + random % 3000)).await;
+}
+
+async fn check_acknowledged(
+    ledger: &syncd::ledger::Ledger<deterministic::Context>,
+    acknowledged: &Acknowledged,
+) {
+    let expected = acknowledged.lock().unwrap().clone();
+    for (key, least) in expected {
+        let (_, value) = ledger.get(format!("key/{key}").as_bytes()).await.unwrap();
+        let value = value.unwrap_or_else(|| panic!("key {key} is lost"));
+        let found = u64::from_be_bytes(value.as_ref().try_into().unwrap());
+        // A later write may have been committed without its answer being seen.
+        assert!(found >= least, "key {key}: acknowledged {least}, found {found}");
+    }
+}
+
+/// Lives of both processes, each ended by a crash of everything, and an end in order.
+fn crash_and_recover(kind: Kind, seed: u64) {
+    let acknowledged = Acknowledged::default();
+    let config = deterministic::Config::new().with_seed(seed);
+    let mut runner = deterministic::Runner::new(config);
+    for life in 0..4 {
+        let acknowledged = acknowledged.clone();
+        let (_, checkpoint) = runner.start_and_recover(|context| async move {
+            live_and_crash(context, kind, life, acknowledged).await;
+        });
+        runner = deterministic::Runner::from(checkpoint);
+    }
+    assert!(acknowledged.lock().unwrap().len() > 10, "nothing was written");
+}
+
 /// Seeds of a run; `SYNCD_SIMULATION_SEEDS=1000` makes it longer.
 fn seeds() -> u64 {
     std::env::var("SYNCD_SIMULATION_SEEDS").map_or(5, |seeds| seeds.parse().unwrap())
@@ -151,6 +228,7 @@ fn run_seeds(family: Family) {
         let hash = if seed % 2 == 0 { HashKind::Sha256 } else { HashKind::Blake3 };
         eprintln!("family {family}, seed {seed}");
         publish_sync_follow(Kind { family, hash }, seed);
+        crash_and_recover(Kind { family, hash }, seed);
     }
 }
 

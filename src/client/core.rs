@@ -223,7 +223,9 @@ async fn open_replica<E: Runtime>(
 ) -> Result<Option<Ledger<E>>, Error> {
     let Some(active) = generations.active() else { return Ok(None) };
     let end = generations.building().unwrap_or(active + 1);
-    for garbage in (active.saturating_sub(2)..end).filter(|generation| *generation != active) {
+    // Replicas count from 1: 0 is the generation of a server's storage.
+    let oldest = active.saturating_sub(2).max(1);
+    for garbage in (oldest..end).filter(|generation| *generation != active) {
         Generations::remove(context, family, garbage).await?;
     }
     match Ledger::open(context, active, true, |_| {}).await {

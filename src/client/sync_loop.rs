@@ -552,6 +552,12 @@ impl<E: Runtime> SyncLoop<E> {
         target: &SignedCheckpoint,
         link: &Arc<Link<E>>,
     ) -> Option<End> {
+        // Also without a state of our own: what was once known to be signed is never gone back on.
+        let known = self.replica.known.newest().map_or(0, |known| known.checkpoint.sequence);
+        if target.checkpoint.sequence < known {
+            let text = format!("the server is behind commit {known}, which was seen before");
+            return Some(End::Pause(Phase::Stalled("server_behind"), text));
+        }
         let Some(ledger) = old else {
             let (age, skew) = (self.config.age_max, self.config.skew);
             let fresh = check_freshness(&target.checkpoint, self.context.current(), age, skew);

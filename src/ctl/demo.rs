@@ -170,7 +170,7 @@ fn show_replica(client: &Api, bar: &indicatif::ProgressBar, done: &AtomicBool) {
             let size = status["size"].as_u64().unwrap_or(0);
             bar.set_position(size.min(bar.length().unwrap_or(size)));
         }
-        std::thread::sleep(Duration::from_millis(100));
+        std::thread::sleep(LOOK_INTERVAL);
     }
 }
 

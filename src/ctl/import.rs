@@ -7,7 +7,7 @@
 use super::{ApiArgs, Failure, http::Api};
 use crate::exit;
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{HumanCount, ProgressBar, ProgressState, ProgressStyle};
 use serde_json::Value;
 use std::{
     fs::File,
@@ -74,13 +74,16 @@ pub fn bar(total: Option<u64>, what: &'static str) -> ProgressBar {
     let (bar, template) = match total {
         Some(total) => (
             ProgressBar::new(total),
-            "{prefix:>9} [{bar:32}] {human_pos}/{human_len} {per_sec} eta {eta}",
+            "{prefix:>9} [{bar:32}] {human_pos}/{human_len} {rate} eta {eta}",
         ),
-        None => (ProgressBar::new_spinner(), "{prefix:>9} {spinner} {human_pos} {per_sec}"),
+        None => (ProgressBar::new_spinner(), "{prefix:>9} {spinner} {human_pos} {rate}"),
     };
     let style =
         ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-    bar.with_style(style.progress_chars("=> ")).with_prefix(what)
+    let rate = |state: &ProgressState, out: &mut dyn std::fmt::Write| {
+        let _ = write!(out, "{}/s", HumanCount(state.per_sec() as u64));
+    };
+    bar.with_style(style.with_key("rate", rate).progress_chars("=> ")).with_prefix(what)
 }
 
 fn open(path: &Path) -> Result<Box<dyn Read + Send>, Failure> {

@@ -1,7 +1,7 @@
 //! `keygen`, `new-epoch`.
 
 use super::Failure;
-use crate::{config::default_storage_dir, daemon, exit, keys};
+use crate::{config::default_storage_dir, exit, keys};
 use clap::Args;
 use std::path::PathBuf;
 
@@ -53,7 +53,7 @@ pub struct NewEpochArgs {
 pub fn new_epoch(args: &NewEpochArgs) -> Result<(), Failure> {
     let directory = match &args.storage_dir {
         Some(directory) => directory.clone(),
-        None => default_storage_dir("server").map_err(daemon::Failure::from)?,
+        None => default_storage_dir("server")?,
     };
     let id = crate::server::new_epoch(&directory, args.publisher_key.as_deref())?;
     println!("{id}");

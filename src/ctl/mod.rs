@@ -19,40 +19,7 @@ pub const SERVER_API: &str = "http://127.0.0.1:8081";
 /// Default URL of a client's API.
 pub const CLIENT_API: &str = "http://127.0.0.1:8082";
 
-/// Why a command failed: a line for stderr and an exit code.
-#[derive(Debug, thiserror::Error)]
-#[error("{message}")]
-pub struct Failure {
-    /// In words.
-    pub message: String,
-    /// The exit code.
-    pub code: u8,
-}
-
-impl Failure {
-    /// A failure.
-    pub fn new(code: u8, message: impl Into<String>) -> Self {
-        Self { message: message.into(), code }
-    }
-}
-
-impl From<std::io::Error> for Failure {
-    fn from(error: std::io::Error) -> Self {
-        Self::new(exit::IO, error.to_string())
-    }
-}
-
-impl From<crate::daemon::Failure> for Failure {
-    fn from(failure: crate::daemon::Failure) -> Self {
-        Self::new(failure.code, failure.message)
-    }
-}
-
-impl From<crate::keys::Error> for Failure {
-    fn from(error: crate::keys::Error) -> Self {
-        crate::daemon::Failure::from(error).into()
-    }
-}
+pub use crate::daemon::Failure;
 
 /// How to reach an API.
 #[derive(Clone, Debug, Args)]

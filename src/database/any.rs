@@ -6,7 +6,6 @@ use super::{
     family::Slot,
     hash::to_plain,
     record::{CommitMetadata, Record},
-    source::{Adapter, to_sync_error, to_target},
     storage::{self, Location, Merkle, Strategy, Translator},
     types::{Change, Digest, Family, Root},
 };
@@ -17,7 +16,6 @@ use commonware_runtime::Handle;
 use commonware_storage::qmdb::{
     any::{VariableConfig, batch::MerkleizedBatch, unordered::variable as unordered},
     floor::Proportional,
-    sync,
 };
 use std::{num::NonZeroU64, sync::Arc};
 
@@ -64,21 +62,8 @@ pub(super) async fn sync<E: Runtime, H: Hasher>(
     target: StateSync,
     fetcher: Arc<dyn Fetcher>,
 ) -> Result<Box<dyn Database>, SyncError> {
-    let source = Adapter::<E, H, Op<H>>::new(context.child("source"), fetcher);
-    let db: Db<E, H> = sync::sync(sync::engine::Config {
-        context,
-        source,
-        target: to_target::<H>(&target)?,
-        max_outstanding_requests: target.outstanding,
-        fetch_batch_size: target.batch,
-        apply_batch_size: target.batch,
-        db_config: config(generation),
-        update_rx: None,
-        finish_rx: None,
-        reached_target_tx: None,
-    })
-    .await
-    .map_err(to_sync_error)?;
+    let db: Db<E, H> =
+        family::sync::<_, E, H>(context, config(generation), &target, fetcher).await?;
     Ok(Box::new(Any(Slot::new(db))))
 }
 

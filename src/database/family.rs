@@ -1,12 +1,13 @@
 //! What every family does the same way.
 
 use super::{
-    Error, Fetch, Operation, Prepared, Served,
+    Error, Fetch, Fetcher, Operation, Prepared, Served, StateSync, SyncError,
     hash::{from_plain, to_plain},
-    source::{response_config, to_request},
+    source::{Adapter, response_config, to_request, to_sync_error, to_target},
     storage::{Location, Merkle},
     types::{Digest, Root},
 };
+use crate::runtime::Runtime;
 use bytes::Bytes;
 use commonware_codec::{Decode as _, Encode, EncodeSize as _, Read};
 use commonware_cryptography::Hasher;
@@ -14,7 +15,10 @@ use commonware_storage::{
     merkle,
     qmdb::{
         self,
-        sync::source::{Response, Source},
+        sync::{
+            self,
+            source::{Response, Source},
+        },
     },
 };
 use std::{future::Future, num::NonZeroU64, sync::Arc};
@@ -175,4 +179,34 @@ pub(super) fn batch<B: Send + Sync + 'static>(prepared: &Prepared) -> Result<Arc
     Arc::clone(&prepared.batch)
         .downcast()
         .map_err(|_| Error::Unsupported("a batch of another kind of database"))
+}
+
+/// Builds a database by state sync.
+pub(super) async fn sync<DB, E, H>(
+    context: E,
+    db_config: DB::Config,
+    target: &StateSync,
+    fetcher: Arc<dyn Fetcher>,
+) -> Result<DB, SyncError>
+where
+    E: Runtime,
+    H: Hasher,
+    DB: sync::Database<Family = Merkle, Digest = H::Digest, Hasher = H, Context = E>,
+    DB::Op: Read<Cfg: Default + Send + Sync> + 'static,
+{
+    let source = Adapter::<E, H, DB::Op>::new(context.child("source"), fetcher);
+    sync::sync(sync::engine::Config {
+        context,
+        source,
+        target: to_target::<H>(target)?,
+        max_outstanding_requests: target.outstanding,
+        fetch_batch_size: target.batch,
+        apply_batch_size: target.batch,
+        db_config,
+        update_rx: None,
+        finish_rx: None,
+        reached_target_tx: None,
+    })
+    .await
+    .map_err(to_sync_error)
 }

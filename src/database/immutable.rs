@@ -10,7 +10,6 @@ use super::{
     family::Slot,
     hash::to_plain,
     record::{CommitMetadata, Record},
-    source::{Adapter, to_sync_error, to_target},
     storage::{self, Location, Merkle, Strategy, Translator},
     types::{Change, Digest, Family, Root},
 };
@@ -21,7 +20,6 @@ use commonware_runtime::Handle;
 use commonware_storage::qmdb::{
     any::value::VariableEncoding,
     immutable::{batch::MerkleizedBatch, variable as immutable},
-    sync,
 };
 use std::{num::NonZeroU64, sync::Arc};
 
@@ -70,21 +68,8 @@ pub(super) async fn sync<E: Runtime, H: Hasher>(
     target: StateSync,
     fetcher: Arc<dyn Fetcher>,
 ) -> Result<Box<dyn Database>, SyncError> {
-    let source = Adapter::<E, H, Op<H>>::new(context.child("source"), fetcher);
-    let db: Db<E, H> = sync::sync(sync::engine::Config {
-        context,
-        source,
-        target: to_target::<H>(&target)?,
-        max_outstanding_requests: target.outstanding,
-        fetch_batch_size: target.batch,
-        apply_batch_size: target.batch,
-        db_config: config(generation),
-        update_rx: None,
-        finish_rx: None,
-        reached_target_tx: None,
-    })
-    .await
-    .map_err(to_sync_error)?;
+    let db: Db<E, H> =
+        family::sync::<_, E, H>(context, config(generation), &target, fetcher).await?;
     Ok(Box::new(Immutable(Slot::new(db))))
 }
 
