@@ -56,3 +56,56 @@ fn answer(state: Result<(), String>) -> Response {
         }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use axum::{body::Body, http::Request};
+    use hyper::service::Service as _;
+    use hyper_util::service::TowerToHyperService;
+
+    async fn get(health: &Health, path: &str, accept: &str) -> (u16, String, String) {
+        let encode: Encode =
+            Arc::new(|| "# HELP a A.\n# TYPE a counter\na_total 1\n# EOF\n".into());
+        let service = TowerToHyperService::new(router(encode, health.clone()));
+        let request = Request::get(path).header(header::ACCEPT, accept).body(Body::empty());
+        let (parts, body) = service.call(request.unwrap()).await.unwrap().into_parts();
+        let body = axum::body::to_bytes(body, usize::MAX).await.unwrap();
+        let kind = parts.headers[header::CONTENT_TYPE].to_str().unwrap().to_string();
+        (parts.status.as_u16(), kind, String::from_utf8(body.to_vec()).unwrap())
+    }
+
+    #[tokio::test]
+    async fn metrics_come_in_the_form_asked_for() {
+        let health = Health::default();
+        for accept in ["", "*/*", "text/plain;version=0.0.4"] {
+            let (status, kind, body) = get(&health, "/metrics", accept).await;
+            assert_eq!((status, kind.as_str()), (200, PROMETHEUS), "{accept}");
+            assert!(body.contains("# TYPE a_total counter") && !body.contains("# EOF"), "{body}");
+        }
+        let accept = "application/openmetrics-text;version=1.0.0;q=0.8,text/plain;q=0.5";
+        let (status, kind, body) = get(&health, "/metrics", accept).await;
+        assert_eq!((status, kind.as_str()), (200, OPENMETRICS));
+        assert!(body.ends_with("# EOF\n"), "{body}");
+    }
+
+    #[tokio::test]
+    async fn health_gives_its_reason() {
+        let health = Health::default();
+        let (status, _, body) = get(&health, "/readyz", "").await;
+        assert!(status == 503 && body.contains("starting"), "{body}");
+        health.set_ready(Arc::new(|| Err("lag of 40 s".into())));
+        let (status, _, body) = get(&health, "/readyz", "").await;
+        assert!(status == 503 && body.contains("lag of 40 s"), "{body}");
+        health.set_ready(Arc::new(|| Ok(())));
+        assert_eq!(get(&health, "/readyz", "").await.0, 200);
+        health.drain();
+        let (status, _, body) = get(&health, "/readyz", "").await;
+        assert!(status == 503 && body.contains("draining") && !body.contains('\n'), "{body}");
+        assert_eq!(get(&health, "/livez", "").await.0, 200);
+        health.died("publisher");
+        let (status, _, body) = get(&health, "/livez", "").await;
+        assert!(status == 503 && body.contains("publisher"), "{body}");
+    }
+}

@@ -250,6 +250,7 @@ fn bad_requests_are_named() {
     type Case<'a> = (&'a str, String, Headers<'a>, Vec<u8>, u16, &'a str);
     let cases: Vec<Case<'_>> = vec![
         ("PUT", key(""), vec![BYTES], vec![], 404, "no_such_endpoint"),
+        ("PUT", key("a"), vec![], vec![], 415, "content_type"),
         ("PUT", key(&long), vec![BYTES], vec![], 413, "too_large"),
         ("PUT", key("a"), vec![BYTES], value, 413, "too_large"),
         (
@@ -369,7 +370,7 @@ fn ports_answer_and_a_second_signal_ends_at_once() {
     // A request whose body never ends keeps the drain waiting.
     let address = server.api.strip_prefix("http://").unwrap();
     let mut stuck = std::net::TcpStream::connect(address).unwrap();
-    let head = "PUT /v1/keys/a HTTP/1.1\r\nhost: localhost\r\ncontent-length: 10\r\n\r\n";
+    let head = "PUT /v1/keys/a HTTP/1.1\r\nhost: localhost\r\ncontent-type: text/plain\r\ncontent-length: 10\r\n\r\n";
     std::io::Write::write_all(&mut stuck, head.as_bytes()).unwrap();
     std::thread::sleep(std::time::Duration::from_millis(200));
     server.signal(rustix::process::Signal::TERM);

@@ -12,7 +12,7 @@ use std::{
 };
 use syncd::{
     api::WriteRequest,
-    checkpoint::Policy,
+    checkpoint::{Parameters, Policy},
     client,
     commit_log::Retention,
     database::{
@@ -240,4 +240,39 @@ fn publish_sync_follow_any() {
 #[test]
 fn publish_sync_follow_immutable() {
     run_seeds(Family::Immutable);
+}
+
+/// Storage of another layout is refused by name, by both.
+#[test]
+fn another_layout_is_refused() {
+    use commonware_storage::metadata::{Config, Metadata};
+    use commonware_utils::sequence::U64;
+    let kind = Kind { family: Family::Any, hash: HashKind::Blake3 };
+    deterministic::Runner::seeded(1).start(|context| async move {
+        let publisher = PrivateKey::from_seed(2).public_key();
+        let new = Parameters::new([0; 32], publisher, kind.family, kind.hash);
+        let record = server::state::Record {
+            parameters: Parameters { layout: 99, ..new },
+            generated: false,
+            epoch_pending: false,
+        };
+        let state = server::state::State::open(context.child("old")).await.unwrap();
+        drop(state.put(record).await.unwrap());
+        let listener = context.bind("127.0.0.1:4000".parse().unwrap()).await.unwrap();
+        let (here, registry) = (context.child("server"), context.child("syncd"));
+        let started = server::core::start(here, &registry, server_setup(kind), listener).await;
+        let error = started.err().unwrap();
+        assert!(error.is_damage() && error.to_string().contains("layout 99"), "{error}");
+
+        let database = syncd::database::types::Digest([1; 32]);
+        let pin = client::pin::Pin { layout: 99, family: kind.family, database };
+        let config = Config { partition: client::pin::PARTITION.into(), codec_config: () };
+        let mut metadata = Metadata::init(context.child("pin"), config).await.unwrap();
+        metadata.put(U64::new(client::pin::RECORD), pin);
+        drop(metadata.sync().await.unwrap());
+        let here = context.child("client");
+        let started = client::core::start(here, &registry, client_setup(kind, database)).await;
+        let error = started.err().unwrap();
+        assert!(error.is_damage() && error.to_string().contains("layout version 99"), "{error}");
+    });
 }

@@ -32,6 +32,8 @@ pub const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 pub const WAIT_MAX: Duration = Duration::from_secs(60);
 /// How long a read waits for a size if it does not say.
 const WAIT_DEFAULT: Duration = Duration::from_secs(10);
+/// Content types of a value. It is kept as it is, whatever it is.
+const VALUE_TYPES: &[&str] = &["application/octet-stream", "text/plain", "application/json"];
 /// Bytes that JSON may add to a batch's changes: escapes, base64, names.
 const BODY_FACTOR: usize = 3;
 
@@ -273,10 +275,7 @@ async fn put_key(
 ) -> Result<Response, Problem> {
     let writer = writer(&api)?;
     let key = key_of(uri.path())?;
-    // curl's default for --data is a form; a value sent so is most likely meant as it is.
-    if content_type(&headers) == "multipart/form-data" {
-        demand_content_type(&headers, &["application/octet-stream"])?;
-    }
+    demand_content_type(&headers, VALUE_TYPES)?;
     let value = read_body(body, writer.value_length_max()).await?;
     let idempotency = idempotency(&headers, "PUT", uri.path(), &value)?;
     commit(writer, vec![Change::Put { key, value: value.to_vec() }], idempotency).await
@@ -314,7 +313,7 @@ async fn append(
     body: Body,
 ) -> Result<Response, Problem> {
     let writer = writer(&api)?;
-    demand_content_type(&headers, &["application/octet-stream"])?;
+    demand_content_type(&headers, VALUE_TYPES)?;
     let value = read_body(body, writer.value_length_max()).await?;
     let idempotency = idempotency(&headers, "POST", uri.path(), &value)?;
     commit(writer, vec![Change::Append { value: value.to_vec() }], idempotency).await

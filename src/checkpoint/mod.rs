@@ -28,7 +28,7 @@ mod identity;
 mod policy;
 mod store;
 
-pub use identity::{Identity, Parameters};
+pub use identity::{Identity, LAYOUT_VERSION, Parameters};
 pub use policy::{Admission, Policy, Refusal, check_freshness};
 pub use store::{Evidence, Store};
 

@@ -4,6 +4,7 @@ use super::{
     connection::Connection,
     known::Known,
     metrics::Metrics,
+    pin,
     replica::Replica,
     sync_loop::{Config as LoopConfig, Fatal, SyncLoop},
 };
@@ -17,8 +18,6 @@ use crate::{
     link::Connector,
     runtime::Runtime,
 };
-use commonware_storage::metadata::{Config as MetadataConfig, Metadata};
-use commonware_utils::sequence::U64;
 use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::sync::{mpsc, watch};
 
@@ -70,9 +69,9 @@ pub enum Error {
     #[error("the storage has layout version {found}; this program has {ours}")]
     Layout {
         /// The version found.
-        found: u64,
+        found: u8,
         /// This program's.
-        ours: u64,
+        ours: u8,
     },
 }
 
@@ -120,7 +119,7 @@ pub struct Core<E: Runtime> {
 /// Opens the storage and starts everything. `registry` names the metrics.
 pub async fn start<E: Runtime>(context: E, registry: &E, setup: Setup) -> Result<Core<E>, Error> {
     let Setup { connector, policy, sync, directory } = setup;
-    pin(&context, &policy).await?;
+    pin::check(&context, &policy).await?;
     let generations = Generations::open(context.child("generations")).await?;
     let family = policy.family;
     let ledger = open_replica(&context, &generations, family).await?.map(Arc::new);
@@ -194,23 +193,6 @@ async fn maintain<E: Runtime>(
                 return error;
             }
             // Closed in favour of a new generation while this ran.
-        }
-    }
-}
-
-/// Pins the database on first use; refuses another one by name.
-async fn pin<E: Runtime>(context: &E, policy: &Policy) -> Result<(), Error> {
-    const DATABASE: u64 = 0;
-    let config = MetadataConfig { partition: "pinned".into(), codec_config: () };
-    let mut metadata: Metadata<E, U64, DatabaseId> =
-        Metadata::init(context.child("pinned"), config).await?;
-    match metadata.get(&U64::new(DATABASE)) {
-        Some(pinned) if *pinned == policy.database => Ok(()),
-        Some(pinned) => Err(Error::Pinned { pinned: *pinned, configured: policy.database }),
-        None => {
-            metadata.put(U64::new(DATABASE), policy.database);
-            metadata.sync().await?;
-            Ok(())
         }
     }
 }

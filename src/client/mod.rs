@@ -5,6 +5,7 @@ pub mod connection;
 pub mod core;
 pub mod known;
 pub mod metrics;
+pub mod pin;
 pub mod replica;
 mod run;
 pub mod sync_loop;

@@ -18,14 +18,12 @@ use crate::{
         state_sync,
     },
     runtime::Runtime,
-    wire::{Code, Request, Response},
+    wire::{Code, Request, Response, Welcome},
 };
 use std::{
     future::Future,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    num::{NonZeroU64, NonZeroUsize},
+    sync::{Arc, atomic::Ordering},
     time::{Duration, SystemTime},
 };
 use tokio::sync::{mpsc, watch};
@@ -384,7 +382,7 @@ impl<E: Runtime> SyncLoop<E> {
         if let Err(end) = self.observe(&newest.checkpoint, &session.link).await {
             return Ok(Err(Outcome::End(end)));
         }
-        let before = ledger.head().checkpoint;
+        let size_before = ledger.head().checkpoint.size;
         match follow::apply(ledger, commits).await {
             Ok(()) => {}
             Err(follow::Error::Ledger(error)) => return Err(error.into()),
@@ -404,7 +402,7 @@ impl<E: Runtime> SyncLoop<E> {
                 return Ok(Err(Outcome::End(self.link_end(error))));
             }
         }
-        self.adopted(commits, &before.root, before.size, started);
+        self.adopted(commits, size_before, started);
         Ok(Ok(()))
     }
 
@@ -443,13 +441,7 @@ impl<E: Runtime> SyncLoop<E> {
     }
 
     /// Notes an advance by commits.
-    fn adopted(
-        &self,
-        commits: &[Commit],
-        root_before: &crate::database::types::Root,
-        size_before: u64,
-        started: SystemTime,
-    ) {
+    fn adopted(&self, commits: &[Commit], size_before: u64, started: SystemTime) {
         let Some(newest) = commits.last() else { return };
         let now = self.context.current();
         let (now_ms, metrics) = (unix_ms(now), &self.replica.metrics);
@@ -457,9 +449,8 @@ impl<E: Runtime> SyncLoop<E> {
             let delay = now_ms.saturating_sub(commit.checkpoint.checkpoint.committed_at_ms);
             metrics.commit_to_apply.observe(delay as f64 / 1000.0);
         }
-        if commits.iter().any(|commit| commit.state().root != *root_before) {
-            metrics.root_changes.inc_by(commits.len() as u64);
-        }
+        // Every commit changes the root: its metadata is part of it.
+        metrics.root_changes.inc_by(commits.len() as u64);
         self.report_iteration("follow", &newest.checkpoint, size_before, started);
     }
 
@@ -513,8 +504,8 @@ impl<E: Runtime> SyncLoop<E> {
         self.replica.set_phase(Phase::StateSync, started);
         // Begun before the sync: the server keeps what the target needs, and tells of newer ones.
         let watching = self.watch_targets(&target, link).await;
-        let rejected = Arc::new(AtomicBool::new(false));
-        let source = self.source(&rejected);
+        let source = self.source();
+        let fetching = self.negotiate(&session.welcome);
         tracing::info!(
             target_size = target.checkpoint.size,
             root = %target.checkpoint.root,
@@ -530,7 +521,7 @@ impl<E: Runtime> SyncLoop<E> {
                 &self.context,
                 &mut self.generations,
                 &target,
-                self.config.state_sync,
+                fetching,
                 source,
                 &self.replica.progress,
             ) => Some(result),
@@ -543,6 +534,26 @@ impl<E: Runtime> SyncLoop<E> {
         };
         self.adopt(old, ledger, started).await?;
         Ok(Step::Done(None))
+    }
+
+    /// How to fetch from a server: as configured, within the bounds that it named.
+    fn negotiate(&self, welcome: &Welcome) -> state_sync::Config {
+        let wanted = self.config.state_sync;
+        let batch_max = NonZeroU64::new(welcome.operations_max).unwrap_or(NonZeroU64::MIN);
+        let requests_max = usize::try_from(welcome.requests_max).unwrap_or(usize::MAX);
+        let requests_max = NonZeroUsize::new(requests_max).unwrap_or(NonZeroUsize::MIN);
+        let config = state_sync::Config {
+            batch: wanted.batch.min(batch_max),
+            outstanding: wanted.outstanding.min(requests_max),
+        };
+        if config != wanted {
+            tracing::warn!(
+                batch_size = config.batch,
+                max_outstanding_requests = config.outstanding,
+                "the server allows less than was configured"
+            );
+        }
+        config
     }
 
     /// Why `target` may not replace what we have.
@@ -613,10 +624,9 @@ impl<E: Runtime> SyncLoop<E> {
         Some(task.abort_on_drop())
     }
 
-    fn source(&self, rejected: &Arc<AtomicBool>) -> LinkSource<E> {
-        let (metrics, rejected) = (self.replica.metrics.clone(), rejected.clone());
+    fn source(&self) -> LinkSource<E> {
+        let metrics = self.replica.metrics.clone();
         let reject = Arc::new(move || {
-            rejected.store(true, Ordering::Relaxed);
             metrics.reject("proof");
             tracing::error!("the proof of an answer does not hold");
         });

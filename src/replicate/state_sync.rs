@@ -13,7 +13,7 @@ use std::{
 };
 
 /// How to fetch.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Config {
     /// Operations per request.
     pub batch: NonZeroU64,

@@ -48,9 +48,34 @@ fn family_of(sample: &str, current: &str) -> String {
     if name.starts_with(current) && !current.is_empty() { current.into() } else { name.into() }
 }
 
-/// Exemplars do not exist in the older format.
+/// Exemplars do not exist in the older format. A label's value may look like one, so the search
+/// starts behind the labels.
 fn without_exemplar(sample: &str) -> &str {
-    sample.split(" # {").next().unwrap_or(sample)
+    let labels = end_of_labels(sample);
+    match sample[labels..].find(" # {") {
+        Some(exemplar) => &sample[..labels + exemplar],
+        None => sample,
+    }
+}
+
+/// Where a sample's labels end; 0 if it has none. Braces and escaped quotes inside of quotes mean
+/// nothing.
+fn end_of_labels(sample: &str) -> usize {
+    let name = sample.find(['{', ' ']).unwrap_or(sample.len());
+    if !sample[name..].starts_with('{') {
+        return 0;
+    }
+    let (mut quoted, mut escaped) = (false, false);
+    for (index, byte) in sample.bytes().enumerate().skip(name) {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if quoted => escaped = true,
+            b'"' => quoted = !quoted,
+            b'}' if !quoted => return index + 1,
+            _ => {}
+        }
+    }
+    sample.len()
 }
 
 impl Family<'_> {
@@ -77,6 +102,42 @@ impl Family<'_> {
 #[cfg(test)]
 mod tests {
     use super::to_prometheus;
+
+    #[test]
+    fn exemplars_go_and_labels_stay() {
+        for (sample, expected) in [
+            ("a 1", "a 1"),
+            ("a 1 # {t=\"x\"} 1.0", "a 1"),
+            ("a{l=\"1\"} 1 # {t=\"x\"} 1.0 1.5", "a{l=\"1\"} 1"),
+            ("a{l=\"x # {y\"} 1", "a{l=\"x # {y\"} 1"),
+            ("a{l=\"\\\" # {}\"} 1 # {t=\"x\"} 1.0", "a{l=\"\\\" # {}\"} 1"),
+            ("a{l=\"never closed", "a{l=\"never closed"),
+        ] {
+            assert_eq!(super::without_exemplar(sample), expected, "{sample}");
+        }
+    }
+
+    #[test]
+    fn what_the_runtime_encodes_is_understood() {
+        use commonware_runtime::{Metrics as _, Runner as _, Supervisor as _, deterministic};
+        use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
+        deterministic::Runner::default().start(|context| async move {
+            let syncd = context.child("syncd");
+            let done = syncd.register("things", "Things done", Counter::<u64>::default());
+            let size = syncd.register("size_operations", "Size", Gauge::<i64>::default());
+            done.inc();
+            size.set(7);
+            let text = to_prometheus(&context.encode());
+            assert!(text.contains("# TYPE syncd_things_total counter\nsyncd_things_total 1\n"));
+            assert!(text.contains("# TYPE syncd_size_operations gauge\nsyncd_size_operations 7\n"));
+            assert!(!text.contains("# EOF") && !text.contains("# UNIT"), "{text}");
+            let mut names: Vec<_> =
+                text.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect();
+            let families = names.len();
+            names.dedup();
+            assert_eq!(names.len(), families, "every family comes once");
+        });
+    }
 
     #[test]
     fn counters_carry_their_suffix_and_families_come_together() {
