@@ -209,12 +209,11 @@ pub fn reload_tokens(tokens: &Tokens, write: Option<&TokenFile>, read: Option<&T
     }
 }
 
-/// Sets the level of the log from the environment again, or from the command line.
+/// Reads the level of the log again, where it is in a file.
 pub fn reload_level(level: &Level, common: &CommonArgs) {
-    let wanted = std::env::var("SYNCD_LOG_LEVEL").unwrap_or_else(|_| common.log_level.clone());
-    match level.set(&wanted) {
-        Ok(()) => tracing::info!(level = wanted, "reloaded"),
-        Err(allowed) => tracing::error!(level = wanted, allowed, "the log level is invalid"),
+    match level.set(&common.log_level) {
+        Ok(()) => tracing::info!(level = common.log_level, "log level reloaded"),
+        Err(allowed) => tracing::error!(allowed, "the old log level stays in force"),
     }
 }
 

@@ -168,13 +168,13 @@ pub struct ClientStatus {
     pub last_error: Option<String>,
 }
 
-/// A consistent state, streamed: entries arrive in `entries` until it closes; an `Err` says that
-/// the export is incomplete.
+/// A consistent state, streamed: pages arrive in `entries` until `Ok(None)` says that it is
+/// complete. An `Err`, or a channel that closes before, means that it is not.
 pub struct Export {
     /// The state that all entries belong to.
     pub view: View,
     /// The entries, each key once, in no particular order.
-    pub entries: tokio::sync::mpsc::Receiver<Result<Vec<Entry>, ReadError>>,
+    pub entries: tokio::sync::mpsc::Receiver<Result<Option<Vec<Entry>>, ReadError>>,
 }
 
 /// The process behind the API.

@@ -11,13 +11,10 @@ pub fn stream_export(view: View, mut exporter: Exporter, hold: Hold) -> Export {
     tokio::spawn(async move {
         let _hold = hold;
         loop {
-            let page = match exporter.next().await {
-                Ok(Some(page)) => Ok(page),
-                Ok(None) => return,
-                Err(error) => Err(ReadError::Internal(error.to_string())),
-            };
-            let failed = page.is_err();
-            if sender.send(page).await.is_err() || failed {
+            let page = exporter.next().await;
+            let page = page.map_err(|error| ReadError::Internal(error.to_string()));
+            let last = !matches!(page, Ok(Some(_)));
+            if sender.send(page).await.is_err() || last {
                 return;
             }
         }

@@ -8,7 +8,7 @@ use crate::config::{Secret, is_loopback};
 use arc_swap::ArcSwapOption;
 use axum::{
     extract::{Request, State},
-    http::{HeaderMap, Method, StatusCode, header},
+    http::{HeaderMap, HeaderValue, Method, StatusCode, header},
     middleware::Next,
     response::{IntoResponse, Response},
 };
@@ -86,13 +86,15 @@ fn check_token(tokens: &Tokens, method: &Method, headers: &HeaderMap) -> Result<
     };
     let given = headers
         .get(header::AUTHORIZATION)
-        .and_then(|value| value.as_bytes().strip_prefix(b"Bearer "))
-        .unwrap_or_default();
+        .and_then(|value| value.as_bytes().split_at_checked(7))
+        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"Bearer "))
+        .map_or(&b""[..], |(_, token)| token);
     if accepted.iter().any(|token| bool::from(token.as_bytes().ct_eq(given))) {
         return Ok(());
     }
     let detail = "a valid token is needed: 'Authorization: Bearer …'";
-    Err(Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", detail))
+    Err(Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", detail)
+        .header(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")))
 }
 
 #[cfg(test)]

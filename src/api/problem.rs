@@ -2,7 +2,7 @@
 
 use super::{ReadError, WriteError};
 use axum::{
-    http::{HeaderValue, StatusCode, header},
+    http::{HeaderName, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use serde_json::json;
@@ -15,13 +15,13 @@ pub struct Problem {
     code: &'static str,
     detail: String,
     line: Option<usize>,
-    retry_after: Option<Duration>,
+    headers: Vec<(HeaderName, HeaderValue)>,
 }
 
 impl Problem {
     /// A problem.
     pub fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
-        Self { status, code, detail: detail.into(), line: None, retry_after: None }
+        Self { status, code, detail: detail.into(), line: None, headers: Vec::new() }
     }
 
     /// With the line of the body that it is about, from 1.
@@ -30,9 +30,15 @@ impl Problem {
         self
     }
 
-    /// With a time to come back.
-    pub const fn retry_after(mut self, after: Duration) -> Self {
-        self.retry_after = Some(after);
+    /// With a time to come back, rounded up to whole seconds.
+    pub fn retry_after(self, after: Duration) -> Self {
+        let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
+        self.header(header::RETRY_AFTER, seconds.max(1).into())
+    }
+
+    /// With a header.
+    pub fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.headers.push((name, value));
         self
     }
 
@@ -62,9 +68,7 @@ impl IntoResponse for Problem {
         let mut response = (self.status, body.to_string()).into_response();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-        if let Some(after) = self.retry_after {
-            headers.insert(header::RETRY_AFTER, after.as_secs().max(1).into());
-        }
+        headers.extend(self.headers);
         response
     }
 }

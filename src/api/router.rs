@@ -17,7 +17,7 @@ use axum::{
     routing::{get, post},
 };
 use commonware_cryptography::{Hasher as _, Sha256};
-use futures::{StreamExt as _, TryStreamExt as _};
+use futures::StreamExt as _;
 use serde::Deserialize;
 use std::{net::IpAddr, sync::Arc, time::Duration};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -28,6 +28,8 @@ pub const REQUESTS_AT_ONCE_MAX: usize = 1024;
 pub const EXPORTS_AT_ONCE_MAX: usize = 1;
 /// How long a request's body may take to arrive.
 pub const BODY_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long the reader of an export may not read.
+pub const EXPORT_STALL_MAX: Duration = Duration::from_secs(30);
 /// How long a read may wait for a size, at most.
 pub const WAIT_MAX: Duration = Duration::from_secs(60);
 /// How long a read waits for a size if it does not say.
@@ -68,6 +70,7 @@ pub fn router(backend: Arc<dyn Backend>, tokens: Tokens, address: IpAddr) -> Rou
         .route("/v1/export", get(export))
         .route("/v1/entries", get(no_entries))
         .route("/v1/entries/{*location}", get(no_entries))
+        .route("/v1/operations", get(no_operations))
         .route("/v1/operations/{*location}", get(no_operations))
         .fallback(|| async {
             Problem::new(StatusCode::NOT_FOUND, "no_such_endpoint", "no such endpoint")
@@ -96,6 +99,9 @@ async fn limit(State(api): State<Api>, request: Request, next: Next) -> Response
 /// raw path, so that no segment of it means anything.
 fn key_of(path: &str) -> Result<Vec<u8>, Problem> {
     let raw = path.strip_prefix("/v1/keys/").unwrap_or_default();
+    if raw.split('%').skip(1).any(|after| !after.as_bytes().get(..2).is_some_and(is_hex)) {
+        return Err(Problem::malformed("'%' in a key is not followed by two hexadecimal digits"));
+    }
     let key: Vec<u8> = percent_encoding::percent_decode_str(raw).collect();
     if key.is_empty() {
         return Err(Problem::malformed("the key is empty"));
@@ -105,6 +111,10 @@ fn key_of(path: &str) -> Result<Vec<u8>, Problem> {
         return Err(Problem::too_large(detail));
     }
     Ok(key)
+}
+
+fn is_hex(digits: &[u8]) -> bool {
+    digits.iter().all(u8::is_ascii_hexdigit)
 }
 
 /// What a read of a key may ask for.
@@ -195,6 +205,7 @@ fn writer(api: &Api) -> Result<Arc<dyn Writer>, Problem> {
     api.backend.writer().ok_or_else(|| {
         let detail = "this is a replica: write to its server";
         Problem::new(StatusCode::METHOD_NOT_ALLOWED, "read_only", detail)
+            .header(header::ALLOW, HeaderValue::from_static("GET, HEAD"))
     })
 }
 
@@ -240,9 +251,10 @@ fn idempotency(
 ) -> Result<Option<(Vec<u8>, Digest)>, Problem> {
     let Some(key) = headers.get("idempotency-key") else { return Ok(None) };
     let key = key.as_bytes();
-    if key.is_empty() || key.len() > IDEMPOTENCY_KEY_LENGTH_MAX {
+    let visible = key.iter().all(u8::is_ascii_graphic);
+    if key.is_empty() || key.len() > IDEMPOTENCY_KEY_LENGTH_MAX || !visible {
         let detail = format!(
-            "the Idempotency-Key has {} bytes; 1 to {IDEMPOTENCY_KEY_LENGTH_MAX} are allowed",
+            "the Idempotency-Key has {} bytes; 1 to {IDEMPOTENCY_KEY_LENGTH_MAX} visible ASCII characters are allowed",
             key.len()
         );
         return Err(Problem::malformed(detail));
@@ -341,26 +353,54 @@ async fn export(State(api): State<Api>) -> Result<Response, Problem> {
         retry_after: Duration::from_secs(5),
     })?;
     let Export { view, entries } = api.backend.export().await?;
-    let mut response = Response::new(Body::from_stream(export_lines(entries, permit)));
+    let (pages, received) = tokio::sync::mpsc::channel(1);
+    tokio::spawn(pump_export(entries, pages, permit));
+    let mut response = Response::new(Body::from_stream(export_lines(received)));
     let kind = HeaderValue::from_static("application/x-ndjson");
     response.headers_mut().insert(header::CONTENT_TYPE, kind);
     add_view(response.headers_mut(), &view);
     Ok(response)
 }
 
-/// The lines of an export. An error cuts the body short, which HTTP shows as an incomplete one.
-fn export_lines(
-    entries: tokio::sync::mpsc::Receiver<Result<Vec<Entry>, ReadError>>,
-    permit: OwnedSemaphorePermit,
-) -> impl futures::Stream<Item = Result<Bytes, ReadError>> {
-    let pages = futures::stream::unfold((entries, permit), |(mut entries, permit)| async move {
-        entries.recv().await.map(|page| (page, (entries, permit)))
+/// Pages of an export on their way to a reader.
+type Pages = tokio::sync::mpsc::Receiver<Result<Option<Vec<Entry>>, ReadError>>;
+
+/// Hands pages on, and gives the place for exports back when the reader is done or stalls: then
+/// the channel closes before its end, which cuts the body short.
+async fn pump_export(
+    mut entries: Pages,
+    pages: tokio::sync::mpsc::Sender<Result<Option<Vec<Entry>>, ReadError>>,
+    _permit: OwnedSemaphorePermit,
+) {
+    while let Some(page) = entries.recv().await {
+        match tokio::time::timeout(EXPORT_STALL_MAX, pages.send(page)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return,
+            Err(_) => {
+                tracing::warn!(
+                    "an export was cut: its reader did not read for {EXPORT_STALL_MAX:?}"
+                );
+                return;
+            }
+        }
+    }
+}
+
+/// The lines of an export. An error, or an end that was not announced, cuts the body short, which
+/// HTTP shows as an incomplete one.
+fn export_lines(pages: Pages) -> impl futures::Stream<Item = Result<Bytes, ReadError>> {
+    let lines = futures::stream::unfold(Some(pages), |pages| async move {
+        let mut pages = pages?;
+        match pages.recv().await {
+            Some(Ok(Some(page))) => {
+                let mut lines = Vec::new();
+                page.iter().for_each(|entry| ndjson::write(entry, &mut lines));
+                Some((Ok(Bytes::from(lines)), Some(pages)))
+            }
+            Some(Ok(None)) => None,
+            Some(Err(error)) => Some((Err(error), None)),
+            None => Some((Err(ReadError::Internal("the export was cut".into())), None)),
+        }
     });
-    pages
-        .map_ok(|page| {
-            let mut lines = Vec::new();
-            page.iter().for_each(|entry| ndjson::write(entry, &mut lines));
-            Bytes::from(lines)
-        })
-        .filter(|page| std::future::ready(!matches!(page, Ok(lines) if lines.is_empty())))
+    lines.filter(|page| std::future::ready(!matches!(page, Ok(lines) if lines.is_empty())))
 }

@@ -44,10 +44,10 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
 
 fn try_main(arguments: Vec<OsString>) -> Result<(), Failure> {
     let config = parse_or_exit::<Args>(arguments).validate()?;
-    logs::check(&config.common.log_level).map_err(|allowed| {
+    let log_level = logs::resolve(&config.common.log_level).map_err(|allowed| {
         crate::config::invalid("--log-level", &config.common.log_level, allowed)
     })?;
-    let level = logs::init(config.common.log_format, &config.common.log_level)
+    let level = logs::init(config.common.log_format, &log_level)
         .map_err(|message| Failure::new(exit::USAGE, message))?;
     let ground = daemon::take_ground(&config.storage_dir, config.api, config.metrics)?;
     let identity = match &config.identity_key {

@@ -2,7 +2,7 @@
 
 use super::{
     CommonArgs, Invalid, TokenFile, check_available, default_storage_dir, duration, interval,
-    invalid, is_loopback, listen_address, server::history,
+    invalid, is_loopback, listen_address, port, server::history,
 };
 use crate::{
     database::types::{Family, Mode},
@@ -80,13 +80,13 @@ pub struct Args {
     #[arg(short = 'd', long, env = "SYNCD_STORAGE_DIR")]
     pub storage_dir: Option<PathBuf>,
     /// Port of /metrics, /livez and /readyz
-    #[arg(short, long, env = "SYNCD_METRICS_PORT", default_value_t = 9091)]
+    #[arg(short, long, env = "SYNCD_METRICS_PORT", default_value_t = 9091, value_parser = port)]
     pub metrics_port: u16,
     /// Address of /metrics, /livez and /readyz
     #[arg(long, env = "SYNCD_METRICS_HOST", default_value = "127.0.0.1")]
     pub metrics_host: String,
     /// Port of the HTTP API
-    #[arg(long, env = "SYNCD_API_PORT", default_value_t = 8082)]
+    #[arg(long, env = "SYNCD_API_PORT", default_value_t = 8082, value_parser = port)]
     pub api_port: u16,
     /// Address of the HTTP API; other than loopback only with --read-token-file
     #[arg(long, env = "SYNCD_API_HOST", default_value = "127.0.0.1")]

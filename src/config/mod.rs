@@ -42,7 +42,8 @@ pub struct CommonArgs {
     /// Format of the log on stderr [default: json, text on a terminal]
     #[arg(long, env = "SYNCD_LOG_FORMAT", value_enum)]
     pub log_format: Option<LogFormat>,
-    /// Level of the log: error, warn, info, debug, trace, or directives like 'syncd=debug'
+    /// Level of the log: error, warn, info, debug, trace, directives like 'syncd=debug', or @FILE
+    /// with one of these, which is read again on SIGHUP
     #[arg(long, env = "SYNCD_LOG_LEVEL", default_value = "info")]
     pub log_level: String,
     /// How long a stop may take before it is forced (like 10s)
@@ -69,10 +70,25 @@ pub struct Amount(pub Option<u64>);
 /// Parses a command line; prints and exits on `--help` (0) and on nonsense (64).
 pub fn parse_or_exit<A: Parser>(arguments: impl IntoIterator<Item = OsString>) -> A {
     A::try_parse_from(arguments).unwrap_or_else(|error| {
-        let code = if error.use_stderr() { crate::exit::USAGE } else { crate::exit::OK };
-        let _ = error.print();
-        std::process::exit(code.into())
+        if !error.use_stderr() {
+            // Help and version.
+            let _ = error.print();
+            std::process::exit(crate::exit::OK.into());
+        }
+        eprintln!("{}", one_line(&error.to_string()));
+        std::process::exit(crate::exit::USAGE.into())
     })
+}
+
+/// The first paragraph of a message, on one line.
+fn one_line(message: &str) -> String {
+    let lines = message.lines().map(str::trim).take_while(|line| !line.is_empty());
+    lines.collect::<Vec<_>>().join(" ")
+}
+
+/// Parses a port; 0 is one that the system chooses.
+pub fn port(text: &str) -> Result<u16, String> {
+    text.parse().map_err(|_| "a port from 0 to 65535".into())
 }
 
 /// Parses `250ms`, `2s`, `5m`, `1h`.

@@ -2,7 +2,7 @@
 
 use super::{
     Amount, CommonArgs, Invalid, TokenFile, bytes, check_available, default_storage_dir, interval,
-    invalid, is_loopback, listen_address, rate_or_unlimited,
+    invalid, is_loopback, listen_address, port, rate_or_unlimited,
 };
 use crate::{
     commit_log::Retention,
@@ -40,7 +40,7 @@ pub struct Args {
     #[arg(long, env = "SYNCD_HASH")]
     pub hash: Option<HashKind>,
     /// Port for replicas
-    #[arg(short, long, env = "SYNCD_PORT", default_value_t = 8080)]
+    #[arg(short, long, env = "SYNCD_PORT", default_value_t = 8080, value_parser = port)]
     pub port: u16,
     /// Address for replicas
     #[arg(long, env = "SYNCD_HOST", default_value = "127.0.0.1")]
@@ -52,7 +52,7 @@ pub struct Args {
     #[arg(short = 'd', long, env = "SYNCD_STORAGE_DIR")]
     pub storage_dir: Option<PathBuf>,
     /// Port of /metrics, /livez and /readyz
-    #[arg(short, long, env = "SYNCD_METRICS_PORT", default_value_t = 9090)]
+    #[arg(short, long, env = "SYNCD_METRICS_PORT", default_value_t = 9090, value_parser = port)]
     pub metrics_port: u16,
     /// Address of /metrics, /livez and /readyz
     #[arg(long, env = "SYNCD_METRICS_HOST", default_value = "127.0.0.1")]
@@ -65,7 +65,7 @@ pub struct Args {
     #[arg(short = 'o', long, env = "SYNCD_OPS_PER_INTERVAL", default_value_t = 5)]
     pub ops_per_interval: u16,
     /// Port of the HTTP API
-    #[arg(long, env = "SYNCD_API_PORT", default_value_t = 8081)]
+    #[arg(long, env = "SYNCD_API_PORT", default_value_t = 8081, value_parser = port)]
     pub api_port: u16,
     /// Address of the HTTP API; other than loopback only with --api-token-file
     #[arg(long, env = "SYNCD_API_HOST", default_value = "127.0.0.1")]
@@ -196,7 +196,11 @@ impl Args {
             publisher_key: self.publisher_key,
             authorized_clients: self.authorized_clients,
             connections_max: positive("--max-connections", self.max_connections)?,
-            requests_per_second: self.max_requests_per_second.max(1),
+            requests_per_second: positive(
+                "--max-requests-per-second",
+                self.max_requests_per_second,
+            )
+            .map(|_| self.max_requests_per_second)?,
             bytes_per_second: self.max_bytes_per_second.0,
             queue_requests_max: positive("--max-queue-requests", self.max_queue_requests)?,
             value_length_max: value_length("--max-value-bytes", self.max_value_bytes)?,

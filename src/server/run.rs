@@ -26,10 +26,10 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
 
 fn try_main(arguments: Vec<OsString>) -> Result<(), Failure> {
     let config = from_args(arguments)?;
-    logs::check(&config.common.log_level).map_err(|allowed| {
+    let log_level = logs::resolve(&config.common.log_level).map_err(|allowed| {
         crate::config::invalid("--log-level", &config.common.log_level, allowed)
     })?;
-    let level = logs::init(config.common.log_format, &config.common.log_level)
+    let level = logs::init(config.common.log_format, &log_level)
         .map_err(|message| Failure::new(exit::USAGE, message))?;
     let ground = daemon::take_ground(&config.storage_dir, config.api, config.metrics)?;
     let identity = load_key(config.identity_key.as_deref(), &config.storage_dir, "identity.key")?;

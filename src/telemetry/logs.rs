@@ -24,8 +24,20 @@ fn filter(level: &str) -> Result<EnvFilter, String> {
     })
 }
 
+/// The level that a flag names: itself, or what `@FILE` holds.
+pub fn resolve(flag: &str) -> Result<String, String> {
+    let level = match flag.strip_prefix('@') {
+        Some(path) => std::fs::read_to_string(path)
+            .map_err(|error| format!("a level, or @FILE with one ({path}: {error})"))?,
+        None => flag.to_string(),
+    };
+    let level = level.trim().to_string();
+    check(&level)?;
+    Ok(level)
+}
+
 /// Checks a level without using it.
-pub fn check(level: &str) -> Result<(), String> {
+fn check(level: &str) -> Result<(), String> {
     let word = level.chars().all(|c| c.is_ascii_alphanumeric());
     if word && !["off", "error", "warn", "info", "debug", "trace"].contains(&level) {
         return Err("error, warn, info, debug, trace, or directives like 'syncd=debug'".into());
@@ -56,9 +68,9 @@ pub fn init(format: Option<LogFormat>, level: &str) -> Result<Level, String> {
 }
 
 impl Level {
-    /// Sets the level.
-    pub fn set(&self, level: &str) -> Result<(), String> {
-        let filter = filter(level)?;
+    /// Sets the level that a flag names; a wrong one changes nothing.
+    pub fn set(&self, flag: &str) -> Result<(), String> {
+        let filter = filter(&resolve(flag)?)?;
         self.0.reload(filter).map_err(|error| error.to_string())
     }
 }
