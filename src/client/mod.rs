@@ -6,6 +6,7 @@ pub mod core;
 pub mod known;
 pub mod metrics;
 pub mod pin;
+mod rebuild;
 pub mod replica;
 mod run;
 pub mod sync_loop;

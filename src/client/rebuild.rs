@@ -1,0 +1,225 @@
+//! The part of the loop that builds a new generation by state sync, and adopts it.
+
+use super::{
+    connection::Session,
+    replica::Phase,
+    sync_loop::{End, Fatal, Step, SyncLoop},
+};
+use crate::{
+    checkpoint::{SignedCheckpoint, check_freshness},
+    database::Generations,
+    ledger::{self, Ledger},
+    link::{Link, LinkError},
+    replicate::{
+        LinkSource,
+        continuity::{self, Continuity},
+        state_sync,
+    },
+    runtime::Runtime,
+    wire::{Response, Welcome},
+};
+use std::{
+    num::{NonZeroU64, NonZeroUsize},
+    sync::{Arc, atomic::Ordering},
+    time::SystemTime,
+};
+
+impl<E: Runtime> SyncLoop<E> {
+    /// Builds a new generation; `Some` if this session cannot serve for it now.
+    pub(super) async fn state_sync(
+        &mut self,
+        session: &Arc<Session<E>>,
+    ) -> Result<Step<Option<End>>, Fatal> {
+        let started = self.context.current();
+        let link = &session.link;
+        let target = match self.or_stop(self.ask_target(link)).await {
+            Step::Stop => return Ok(Step::Stop),
+            Step::Done(Ok(target)) => target,
+            Step::Done(Err(end)) => return Ok(Step::Done(Some(end))),
+        };
+        let old = self.replica.ledger.load_full();
+        if let Some(end) = self.refuse_target(old.as_ref(), &target, link).await {
+            return Ok(Step::Done(Some(end)));
+        }
+        self.replica.known.keep().await;
+        self.replica.set_phase(Phase::StateSync, started);
+        // Begun before the sync: the server keeps what the target needs, and tells of newer ones.
+        let watching = self.watch_targets(&target, link).await;
+        let source = self.source();
+        let fetching = self.negotiate(&session.welcome);
+        tracing::info!(
+            target_size = target.checkpoint.size,
+            root = %target.checkpoint.root,
+            floor = target.checkpoint.floor,
+            "state sync begins"
+        );
+        // Dropping a state sync half way is safe: it resumes in its generation.
+        let mut stop = self.stop.clone();
+        let result = tokio::select! {
+            biased;
+            _ = stop.wait_for(|stop| *stop) => None,
+            result = state_sync::run(
+                &self.context,
+                &mut self.generations,
+                &target,
+                fetching,
+                source,
+                &self.replica.progress,
+            ) => Some(result),
+        };
+        drop(watching);
+        let ledger = match result {
+            None => return Ok(Step::Stop),
+            Some(Ok(ledger)) => Arc::new(ledger),
+            Some(Err(error)) => return self.state_sync_failed(error),
+        };
+        self.adopt(old, ledger, started).await?;
+        Ok(Step::Done(None))
+    }
+
+    /// How to fetch from a server: as configured, within the bounds that it named.
+    fn negotiate(&self, welcome: &Welcome) -> state_sync::Config {
+        let wanted = self.config.state_sync;
+        let batch_max = NonZeroU64::new(welcome.operations_max).unwrap_or(NonZeroU64::MIN);
+        let requests_max = usize::try_from(welcome.requests_max).unwrap_or(usize::MAX);
+        let requests_max = NonZeroUsize::new(requests_max).unwrap_or(NonZeroUsize::MIN);
+        let config = state_sync::Config {
+            batch: wanted.batch.min(batch_max),
+            outstanding: wanted.outstanding.min(requests_max),
+        };
+        if config != wanted {
+            tracing::warn!(
+                batch_size = config.batch,
+                max_outstanding_requests = config.outstanding,
+                "the server allows less than was configured"
+            );
+        }
+        config
+    }
+
+    /// Why `target` may not replace what we have.
+    async fn refuse_target(
+        &self,
+        old: Option<&Arc<Ledger<E>>>,
+        target: &SignedCheckpoint,
+        link: &Arc<Link<E>>,
+    ) -> Option<End> {
+        // Also without a state of our own: what was once known to be signed is never gone back on.
+        let known = self.replica.known.newest().map_or(0, |known| known.checkpoint.sequence);
+        if target.checkpoint.sequence < known {
+            let text = format!("the server is behind commit {known}, which was seen before");
+            return Some(End::Pause(Phase::Stalled("server_behind"), text));
+        }
+        let Some(ledger) = old else {
+            let (age, skew) = (self.config.age_max, self.config.skew);
+            let fresh = check_freshness(&target.checkpoint, self.context.current(), age, skew);
+            let refusal = fresh.err()?;
+            self.replica.metrics.reject(refusal.reason());
+            return Some(End::Pause(Phase::Stalled("rejected"), refusal.to_string()));
+        };
+        if target.checkpoint.sequence <= ledger.head().checkpoint.sequence {
+            let text = "the server is behind this replica".to_string();
+            return Some(End::Pause(Phase::Stalled("server_behind"), text));
+        }
+        match continuity::check(ledger, link, target).await {
+            Ok(Continuity::Proved) => None,
+            Ok(Continuity::CannotBeProved) => {
+                tracing::warn!(
+                    size = ledger.head().checkpoint.size,
+                    floor = target.checkpoint.floor,
+                    "the history at this replica's size was pruned: rebuilding without a proof that it was only appended to"
+                );
+                None
+            }
+            Ok(Continuity::Broken { response }) => {
+                Some(self.broken(ledger, target, link, response))
+            }
+            Err(continuity::Error::Link(error)) => Some(self.link_end(error)),
+            Err(error @ (continuity::Error::WrongAnswer(_) | continuity::Error::Withheld(_))) => {
+                self.replica.metrics.reject("boundary");
+                link.close(LinkError::Protocol("wrong boundary"));
+                Some(End::Pause(Phase::Refusing("rejected"), error.to_string()))
+            }
+            Err(error @ continuity::Error::Database(_)) => {
+                Some(End::Pause(Phase::Stalled("rejected"), error.to_string()))
+            }
+        }
+    }
+
+    /// Learns of newer checkpoints while a state sync runs; ends when dropped.
+    async fn watch_targets(
+        &self,
+        target: &SignedCheckpoint,
+        link: &Arc<Link<E>>,
+    ) -> Option<commonware_runtime::AbortOnDrop<()>> {
+        let mut stream = link.watch(target.checkpoint.sequence).await.ok()?;
+        let replica = self.replica.clone();
+        let link = link.clone();
+        let task = self.context.child("watch").spawn(move |context| async move {
+            while let Ok(Response::Checkpoint(checkpoint)) = stream.next().await {
+                if replica.known.observe(&checkpoint, context.current()).await.is_err() {
+                    link.close(LinkError::Protocol("the server's checkpoint is not acceptable"));
+                }
+            }
+        });
+        Some(task.abort_on_drop())
+    }
+
+    fn source(&self) -> LinkSource<E> {
+        let metrics = self.replica.metrics.clone();
+        let reject = Arc::new(move || {
+            metrics.reject("proof");
+            tracing::error!("the proof of an answer does not hold");
+        });
+        LinkSource::new(
+            self.context.child("source"),
+            self.links.clone(),
+            self.replica.progress.clone(),
+            reject,
+        )
+    }
+
+    fn state_sync_failed(&self, error: state_sync::Error) -> Result<Step<Option<End>>, Fatal> {
+        self.count_iteration("state_sync", "error");
+        let end = match error {
+            state_sync::Error::Ledger(error) => return Err(error.into()),
+            state_sync::Error::Pruned => {
+                let text = "the target was pruned: a newer one is taken";
+                End::Pause(Phase::Stalled("pruned"), text.into())
+            }
+            error @ state_sync::Error::NotTheSignedState(_) => {
+                self.replica.metrics.reject("root");
+                End::Pause(Phase::Refusing("rejected"), error.to_string())
+            }
+            error @ state_sync::Error::Cancelled => {
+                End::Pause(Phase::Stalled("rejected"), error.to_string())
+            }
+        };
+        Ok(Step::Done(Some(end)))
+    }
+
+    /// Serves the new generation and removes the old one.
+    async fn adopt(
+        &self,
+        old: Option<Arc<Ledger<E>>>,
+        ledger: Arc<Ledger<E>>,
+        started: SystemTime,
+    ) -> Result<(), Fatal> {
+        let head = ledger.head();
+        let resumed = self.replica.progress.resumed_at.load(Ordering::Relaxed);
+        let resumed = resumed.min(head.checkpoint.size).saturating_sub(head.checkpoint.floor);
+        self.replica.metrics.resumed_operations.inc_by(resumed);
+        let size_before = old.as_ref().map_or(0, |old| old.head().checkpoint.size);
+        self.replica.ledger.store(Some(ledger));
+        self.replica.metrics.root_changes.inc();
+        self.report_iteration("state_sync", &head, size_before, started);
+        if let Some(old) = old {
+            old.close().await;
+            let family = self.replica.family;
+            Generations::remove(&self.context, family, old.generation())
+                .await
+                .map_err(ledger::Error::from)?;
+        }
+        Ok(())
+    }
+}
