@@ -20,9 +20,9 @@ use tokio::sync::watch;
 /// First pause after a connection ended.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 /// Longest pause.
-const PAUSE_MAX: Duration = Duration::from_secs(10);
-/// A connection that lasted this long, and was not closed for misbehaviour, ended no series of
-/// failures.
+const PAUSE_MAX: Duration = Duration::from_secs(5);
+/// A connection that brought the replica forward, or lasted this long without misbehaviour, ends a
+/// series of failures: a server that is restarted again and again is followed between its restarts.
 const GOOD_AFTER: Duration = Duration::from_secs(5);
 
 /// Pauses that double, each chosen at random from the upper half of its range, so that replicas
@@ -79,19 +79,25 @@ impl<E: Runtime> Connection<E> {
     pub async fn run(self, mut context: E) {
         let mut backoff = Backoff::default();
         loop {
-            let started = context.current();
+            let (started, before) = (context.current(), self.sequence());
             let error = self.connect_and_hold(&context).await;
             self.sessions.send_replace(None);
             self.links.send_replace(None);
             self.replica.metrics.connected.set(0);
             let lasted = context.current().duration_since(started).unwrap_or_default();
-            if lasted > GOOD_AFTER && !matches!(error, LinkError::Protocol(_)) {
+            let good = lasted > GOOD_AFTER && !matches!(error, LinkError::Protocol(_));
+            if good || self.sequence() > before {
                 backoff.reset();
             }
             self.note(&context, &error).await;
             let pause = backoff.next(&mut context);
             context.sleep(pause).await;
         }
+    }
+
+    /// Sequence of the state that is served.
+    fn sequence(&self) -> Option<u64> {
+        self.replica.head().map(|head| head.checkpoint.sequence)
     }
 
     /// Connects, checks the greeting, and waits for the end.
