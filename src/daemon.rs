@@ -143,6 +143,27 @@ where
     })
 }
 
+/// Runs `work` on the storage of a stopped daemon, which is locked meanwhile.
+pub fn with_storage<T, F, Fut>(storage_dir: &Path, work: F) -> Result<T, Failure>
+where
+    T: Send,
+    F: FnOnce(Context) -> Fut,
+    Fut: Future<Output = Result<T, Failure>>,
+{
+    if !data_dir(storage_dir).is_dir() {
+        let text = format!("{} is no storage directory of a daemon", storage_dir.display());
+        return Err(Failure::new(exit::DATA, text));
+    }
+    let _lock = DirectoryLock::take(storage_dir)?;
+    let mut made = None;
+    let result = &mut made;
+    run_on_runtime(storage_dir, |context| async move {
+        *result = Some(work(context).await?);
+        Ok(())
+    })?;
+    made.ok_or_else(|| Failure::new(exit::INTERNAL, "the work gave no result"))
+}
+
 /// Serves the metrics port until the process ends.
 pub fn serve_admin(context: &Context, listener: TcpListener, health: Health) {
     let registry = context.child("encode");

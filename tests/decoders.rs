@@ -6,7 +6,7 @@ use commonware_codec::{DecodeExt as _, Encode as _};
 use commonware_cryptography::{Hasher as _, Sha256, Signer as _, ed25519::PrivateKey};
 use proptest::prelude::*;
 use syncd::{
-    checkpoint::{Checkpoint, SignedCheckpoint},
+    checkpoint::{Checkpoint, Rotation, Rotations, SignedCheckpoint},
     commit_log::{Base, Commit, IdempotencyEntry},
     database::{
         EXECUTION_VERSION, Fetch,
@@ -44,6 +44,11 @@ fn commit() -> Commit {
     }
 }
 
+fn rotation() -> Rotation {
+    let [old, new] = [7, 8].map(PrivateKey::from_seed);
+    Rotation::new(Digest([1; 32]), 9, &old, &new)
+}
+
 /// Formats are a promise: a change of one shows here, and needs a new version.
 #[test]
 fn formats_are_pinned() {
@@ -54,14 +59,20 @@ fn formats_are_pinned() {
         mode: Mode::Full,
         database: Some(Digest([1; 32])),
         newest: Some(checkpoint(8)),
+        rotations: Rotations(vec![rotation()]),
     };
     let pinned = |bytes: &Bytes| hex::encode(&Sha256::hash(&[bytes]).as_ref()[..8]);
-    let found =
-        [pinned(&checkpoint(8).encode()), pinned(&commit().encode()), pinned(&hello.encode())];
+    let found = [
+        pinned(&checkpoint(8).encode()),
+        pinned(&commit().encode()),
+        pinned(&hello.encode()),
+        pinned(&rotation().encode()),
+    ];
     assert_eq!(found, PINNED);
 }
 
-const PINNED: [&str; 3] = ["71aba308a8a54f76", "31cfd95eba5f9ec1", "4c6df9d72ac6d1d9"];
+const PINNED: [&str; 4] =
+    ["71aba308a8a54f76", "31cfd95eba5f9ec1", "24b51670fa52abdf", "a519566191c238cc"];
 
 #[test]
 fn what_is_encoded_is_decoded() {

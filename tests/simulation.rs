@@ -22,6 +22,7 @@ use syncd::{
     ledger::History,
     link::Connector,
     replicate::state_sync,
+    serve::limits::Limits,
     server::{self, publisher::Source},
 };
 
@@ -43,10 +44,14 @@ fn server_setup(kind: Kind) -> server::core::Setup {
         history: HISTORY,
         heartbeat_interval: Duration::from_secs(5),
         queue_requests_max: 1024,
-        authorized: Arc::new(arc_swap::ArcSwap::from_pointee(None)),
-        connections_max: 64,
-        requests_per_second: 100_000,
-        bytes_per_second: None,
+        authorized: Arc::new(tokio::sync::watch::Sender::new(None)),
+        limits: Limits {
+            connections: 64,
+            connections_per_address: 64,
+            handshakes_per_second: 1000,
+            requests_per_second: 100_000,
+            bytes_per_second: None,
+        },
     }
 }
 
@@ -63,6 +68,7 @@ fn client_setup(kind: Kind, database: syncd::database::types::DatabaseId) -> cli
             publishers: vec![PrivateKey::from_seed(2).public_key()],
             database,
             family: kind.family,
+            rotations: syncd::checkpoint::Rotations::default(),
         },
         sync: client::sync_loop::Config {
             pace: client::sync_loop::Pace {

@@ -3,7 +3,10 @@
 //! A page that a user has open may send requests to this machine's loopback ports. Its origin
 //! gives it away, and so does the name in `Host` if it was made to resolve to 127.0.0.1.
 
-use super::{problem::Problem, router::Api};
+use super::{
+    problem::Problem,
+    router::{Api, read_only},
+};
 use crate::config::{Secret, is_loopback};
 use arc_swap::ArcSwapOption;
 use axum::{
@@ -28,6 +31,7 @@ pub struct Tokens {
 pub(super) async fn guard(State(api): State<Api>, request: Request, next: Next) -> Response {
     let checked = check_host(request.headers(), api.address)
         .and_then(|()| check_origin(request.headers()))
+        .and_then(|()| check_method(&api, request.method()))
         .and_then(|()| check_token(&api.tokens, request.method(), request.headers()));
     match checked {
         Ok(()) => next.run(request).await,
@@ -68,10 +72,21 @@ fn check_origin(headers: &HeaderMap) -> Result<(), Problem> {
     Err(Problem::new(StatusCode::FORBIDDEN, "foreign_origin", detail))
 }
 
+/// A replica takes no writes, whatever token they carry.
+fn check_method(api: &Api, method: &Method) -> Result<(), Problem> {
+    if is_read(method) || api.backend.writer().is_some() {
+        return Ok(());
+    }
+    Err(read_only())
+}
+
+fn is_read(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD)
+}
+
 fn check_token(tokens: &Tokens, method: &Method, headers: &HeaderMap) -> Result<(), Problem> {
     let (read, write) = (tokens.read.load_full(), tokens.write.load_full());
-    let is_read = matches!(*method, Method::GET | Method::HEAD);
-    let accepted: Vec<Arc<Secret>> = if is_read {
+    let accepted: Vec<Arc<Secret>> = if is_read(method) {
         if read.is_none() {
             return Ok(());
         }

@@ -28,6 +28,10 @@ pub const REQUESTS_AT_ONCE_MAX: usize = 1024;
 pub const EXPORTS_AT_ONCE_MAX: usize = 1;
 /// How long a request's body may take to arrive.
 pub const BODY_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long anything but an export may take in all.
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(120);
+/// Bytes of bodies that are held at once; more are answered `busy`.
+pub const BODIES_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// How long the reader of an export may not read.
 pub const EXPORT_STALL_MAX: Duration = Duration::from_secs(30);
 /// How long a read may wait for a size, at most.
@@ -47,6 +51,7 @@ pub(super) struct Api {
     pub(super) address: IpAddr,
     exports: Arc<Semaphore>,
     requests: Arc<Semaphore>,
+    bodies: Arc<Semaphore>,
 }
 
 /// The router over `backend`, for a port on `address`.
@@ -57,6 +62,7 @@ pub fn router(backend: Arc<dyn Backend>, tokens: Tokens, address: IpAddr) -> Rou
         address,
         exports: Arc::new(Semaphore::new(EXPORTS_AT_ONCE_MAX)),
         requests: Arc::new(Semaphore::new(REQUESTS_AT_ONCE_MAX)),
+        bodies: Arc::new(Semaphore::new(BODIES_BYTES_MAX)),
     };
     Router::new()
         .route("/v1/keys/{*key}", get(get_key).put(put_key).delete(delete_key))
@@ -85,14 +91,23 @@ pub fn router(backend: Arc<dyn Backend>, tokens: Tokens, address: IpAddr) -> Rou
         .with_state(api)
 }
 
-/// Bounds the requests that are worked on at once.
+/// Bounds the requests that are worked on at once, and how long each may take.
 async fn limit(State(api): State<Api>, request: Request, next: Next) -> Response {
-    match api.requests.clone().try_acquire_owned() {
-        Ok(_permit) => next.run(request).await,
-        Err(_) => Problem::new(StatusCode::TOO_MANY_REQUESTS, "busy", "too many requests at once")
-            .retry_after(Duration::from_secs(1))
-            .into_response(),
+    let Ok(_permit) = api.requests.clone().try_acquire_owned() else {
+        return busy("too many requests at once").into_response();
+    };
+    // What a handler began to commit goes on by itself; only the answer is given up.
+    match tokio::time::timeout(REQUEST_TIMEOUT, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => {
+            let detail = format!("no answer within {REQUEST_TIMEOUT:?}");
+            Problem::new(StatusCode::GATEWAY_TIMEOUT, "timeout", detail).into_response()
+        }
     }
+}
+
+fn busy(detail: &str) -> Problem {
+    Problem::new(StatusCode::TOO_MANY_REQUESTS, "busy", detail).retry_after(Duration::from_secs(1))
 }
 
 /// The key in a path: what follows `/v1/keys/`, percent-decoded, slashes included. Taken from the
@@ -202,11 +217,14 @@ fn add_view(headers: &mut HeaderMap, view: &View) {
 }
 
 fn writer(api: &Api) -> Result<Arc<dyn Writer>, Problem> {
-    api.backend.writer().ok_or_else(|| {
-        let detail = "this is a replica: write to its server";
-        Problem::new(StatusCode::METHOD_NOT_ALLOWED, "read_only", detail)
-            .header(header::ALLOW, HeaderValue::from_static("GET, HEAD"))
-    })
+    api.backend.writer().ok_or_else(read_only)
+}
+
+/// What a replica answers to writes.
+pub(super) fn read_only() -> Problem {
+    let detail = "this is a replica: write to its server";
+    Problem::new(StatusCode::METHOD_NOT_ALLOWED, "read_only", detail)
+        .header(header::ALLOW, HeaderValue::from_static("GET, HEAD"))
 }
 
 /// The media type of a body, without parameters.
@@ -226,11 +244,30 @@ fn demand_content_type(headers: &HeaderMap, allowed: &[&str]) -> Result<(), Prob
     Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "content_type", detail))
 }
 
+/// A body, and its part in what all bodies may hold.
+struct Held {
+    body: Bytes,
+    _room: OwnedSemaphorePermit,
+}
+
 /// Reads a body of at most `max` bytes, in bounded time.
-async fn read_body(body: Body, max: usize) -> Result<Bytes, Problem> {
+async fn read_body(
+    api: &Api,
+    headers: &HeaderMap,
+    body: Body,
+    max: usize,
+) -> Result<Held, Problem> {
+    let length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
+    let length = length.and_then(|value| value.parse().ok()).map_or(max, |length: usize| length);
+    if length > max {
+        return Err(Problem::too_large(format!("the body is larger than {max} bytes")));
+    }
+    let room = u32::try_from(length).unwrap_or(u32::MAX);
+    let room = api.bodies.clone().try_acquire_many_owned(room);
+    let room = room.map_err(|_| busy("too many large bodies at once"))?;
     let reading = axum::body::to_bytes(body, max);
     match tokio::time::timeout(BODY_TIMEOUT, reading).await {
-        Ok(Ok(body)) => Ok(body),
+        Ok(Ok(body)) => Ok(Held { body, _room: room }),
         Ok(Err(error)) if error.to_string().contains("length limit") => {
             Err(Problem::too_large(format!("the body is larger than {max} bytes")))
         }
@@ -288,9 +325,9 @@ async fn put_key(
     let writer = writer(&api)?;
     let key = key_of(uri.path())?;
     demand_content_type(&headers, VALUE_TYPES)?;
-    let value = read_body(body, writer.value_length_max()).await?;
-    let idempotency = idempotency(&headers, "PUT", uri.path(), &value)?;
-    commit(writer, vec![Change::Put { key, value: value.to_vec() }], idempotency).await
+    let value = read_body(&api, &headers, body, writer.value_length_max()).await?;
+    let idempotency = idempotency(&headers, "PUT", uri.path(), &value.body)?;
+    commit(writer, vec![Change::Put { key, value: value.body.to_vec() }], idempotency).await
 }
 
 async fn delete_key(
@@ -312,9 +349,11 @@ async fn batch(
 ) -> Result<Response, Problem> {
     let writer = writer(&api)?;
     demand_content_type(&headers, &["application/x-ndjson", "application/ndjson"])?;
-    let body = read_body(body, writer.batch_bytes_max() * BODY_FACTOR).await?;
-    let changes = ndjson::parse(&body, writer.value_length_max())?;
-    let idempotency = idempotency(&headers, "POST", uri.path(), &body)?;
+    let max = writer.batch_bytes_max() * BODY_FACTOR;
+    let held = read_body(&api, &headers, body, max).await?;
+    let changes = ndjson::parse(&held.body, writer.value_length_max())?;
+    let idempotency = idempotency(&headers, "POST", uri.path(), &held.body)?;
+    drop(held);
     commit(writer, changes, idempotency).await
 }
 
@@ -326,9 +365,9 @@ async fn append(
 ) -> Result<Response, Problem> {
     let writer = writer(&api)?;
     demand_content_type(&headers, VALUE_TYPES)?;
-    let value = read_body(body, writer.value_length_max()).await?;
-    let idempotency = idempotency(&headers, "POST", uri.path(), &value)?;
-    commit(writer, vec![Change::Append { value: value.to_vec() }], idempotency).await
+    let value = read_body(&api, &headers, body, writer.value_length_max()).await?;
+    let idempotency = idempotency(&headers, "POST", uri.path(), &value.body)?;
+    commit(writer, vec![Change::Append { value: value.body.to_vec() }], idempotency).await
 }
 
 async fn checkpoint(State(api): State<Api>) -> Result<Response, Problem> {

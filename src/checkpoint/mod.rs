@@ -24,13 +24,17 @@
 //! | 8 | committed_at, milliseconds since 1970 |
 //! | 8 | signed_at, milliseconds since 1970 |
 
+mod evidence;
 mod identity;
 mod policy;
+pub mod rotation;
 mod store;
 
+pub use evidence::{Evidence, Unproved};
 pub use identity::{Identity, LAYOUT_VERSION, Parameters};
 pub use policy::{Admission, Policy, Refusal, check_freshness};
-pub use store::{Evidence, Store};
+pub use rotation::{Rotation, RotationStore, Rotations};
+pub use store::Store;
 
 use crate::database::types::{DatabaseId, Digest, Family, HashKind, Root};
 use commonware_codec::{

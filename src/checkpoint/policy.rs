@@ -2,7 +2,10 @@
 //!
 //! **Invariant:** time never orders states. Sequence and size do, and they only go forward.
 
-use super::{Checkpoint, SignedCheckpoint};
+use super::{
+    Checkpoint, Rotations, SignedCheckpoint,
+    rotation::{self, Key, ROTATIONS_MAX},
+};
 use crate::database::types::{DatabaseId, Digest, Family};
 use commonware_cryptography::ed25519::PublicKey;
 use std::time::{Duration, SystemTime};
@@ -10,12 +13,14 @@ use std::time::{Duration, SystemTime};
 /// What a replica trusts.
 #[derive(Clone, Debug)]
 pub struct Policy {
-    /// Publisher keys; one of them must have signed.
+    /// Publisher keys of the configuration; one of them, or a successor, must have signed.
     pub publishers: Vec<PublicKey>,
     /// The pinned database.
     pub database: DatabaseId,
     /// The configured family.
     pub family: Family,
+    /// How those keys handed over to others, as far as it was learned.
+    pub rotations: Rotations,
 }
 
 /// What an acceptable checkpoint is, compared with the newest one known.
@@ -35,6 +40,19 @@ pub enum Refusal {
     /// Not signed by a trusted key.
     #[error("the publisher key {0} is not trusted")]
     UntrustedPublisher(Digest),
+    /// Signed by a key that has handed over to another.
+    #[error("the publisher key {key} was retired from commit {from} on, and signed commit {sequence}")]
+    RetiredPublisher {
+        /// The key.
+        key: Digest,
+        /// First sequence that it may not sign.
+        from: u64,
+        /// What it signed.
+        sequence: u64,
+    },
+    /// A record of key rotation that is forged, of another database, or contradicts a known one.
+    #[error("a rotation of the publisher key is not acceptable: {0}")]
+    BadRotation(&'static str),
     /// The signature does not verify.
     #[error("the checkpoint's signature is wrong")]
     BadSignature,
@@ -80,6 +98,8 @@ impl Refusal {
     pub const fn reason(&self) -> &'static str {
         match self {
             Self::UntrustedPublisher(_) => "untrusted_publisher",
+            Self::RetiredPublisher { .. } => "retired_publisher",
+            Self::BadRotation(_) => "bad_rotation",
             Self::BadSignature => "bad_signature",
             Self::WrongDatabase { .. } => "wrong_database",
             Self::WrongFamily { .. } => "wrong_family",
@@ -96,13 +116,57 @@ impl Refusal {
 }
 
 impl Policy {
+    /// Learns from a chain of rotations what follows from the keys trusted so far; whether that
+    /// was anything new. What is contradictory is refused as a whole.
+    pub fn learn(&mut self, offered: &Rotations) -> Result<bool, Refusal> {
+        let mut learned = self.rotations.clone();
+        for rotation in &offered.0 {
+            if learned.0.contains(rotation) {
+                continue;
+            }
+            if rotation.database != self.database {
+                return Err(Refusal::BadRotation("it is of another database"));
+            }
+            let predecessor = learned.0.iter().find(|known| known.successor == rotation.retired);
+            if predecessor.is_none() && !self.publishers.contains(&rotation.retired) {
+                // Before the keys that we were told to trust.
+                continue;
+            }
+            if learned.0.iter().any(|known| known.retired == rotation.retired) {
+                return Err(Refusal::BadRotation("its key handed over to another one"));
+            }
+            if learned.0.iter().any(|known| known.retired == rotation.successor) {
+                return Err(Refusal::BadRotation("it brings a retired key back"));
+            }
+            if predecessor.is_some_and(|known| known.from >= rotation.from) {
+                return Err(Refusal::BadRotation("it comes before its predecessor"));
+            }
+            if !rotation.signatures_are_valid() {
+                return Err(Refusal::BadRotation("a signature is wrong"));
+            }
+            if learned.0.len() >= ROTATIONS_MAX {
+                return Err(Refusal::BadRotation("there are too many"));
+            }
+            learned.0.push(rotation.clone());
+        }
+        let is_new = learned != self.rotations;
+        self.rotations = learned;
+        Ok(is_new)
+    }
+
     /// Verifies `signed` on its own: database, family, key and signature.
     pub fn verify(&self, signed: &SignedCheckpoint) -> Result<(), Refusal> {
         let checkpoint = &signed.checkpoint;
-        if !self.publishers.contains(&signed.publisher) {
-            let mut key = [0; 32];
-            key.copy_from_slice(&signed.publisher);
-            return Err(Refusal::UntrustedPublisher(Digest(key)));
+        let mut key = Digest([0; 32]);
+        key.0.copy_from_slice(&signed.publisher);
+        let is_configured = self.publishers.contains(&signed.publisher);
+        match rotation::allows(&self.rotations, is_configured, signed) {
+            Key::Allowed => {}
+            Key::Unknown | Key::NotYet(_) => return Err(Refusal::UntrustedPublisher(key)),
+            Key::Retired(from) => {
+                let sequence = checkpoint.sequence;
+                return Err(Refusal::RetiredPublisher { key, from, sequence });
+            }
         }
         if checkpoint.database != self.database {
             return Err(Refusal::WrongDatabase {
@@ -175,7 +239,7 @@ pub fn check_freshness(
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::database::types::HashKind;
+    use crate::{checkpoint::Rotation, database::types::HashKind};
     use commonware_cryptography::{Signer as _, ed25519::PrivateKey};
 
     fn checkpoint(sequence: u64, size: u64, root: u8, signed_at_ms: u64) -> Checkpoint {
@@ -196,7 +260,8 @@ mod tests {
     fn policy() -> (Policy, PrivateKey) {
         let key = PrivateKey::from_seed(1);
         let publishers = vec![key.public_key()];
-        (Policy { publishers, database: Digest([1; 32]), family: Family::Any }, key)
+        let rotations = Rotations::default();
+        (Policy { publishers, database: Digest([1; 32]), family: Family::Any, rotations }, key)
     }
 
     #[test]
@@ -235,6 +300,59 @@ mod tests {
         assert_eq!(policy.verify(&signed).unwrap_err().reason(), "untrusted_publisher");
         signed.publisher = key.public_key();
         assert_eq!(policy.verify(&signed).unwrap_err().reason(), "bad_signature");
+    }
+
+    /// A key signs before its end, its successor after: nothing else, and no other chain.
+    #[test]
+    fn keys_are_followed_along_their_chain() {
+        let (mut policy, first) = policy();
+        let [second, third, other] = [2, 3, 4].map(PrivateKey::from_seed);
+        let database = policy.database;
+        let rotate = |from, old: &PrivateKey, new: &PrivateKey| {
+            Rotation::new(database, from, old, new)
+        };
+        let chain = Rotations(vec![rotate(10, &first, &second), rotate(20, &second, &third)]);
+        let reason = |policy: &Policy, sequence, key: &PrivateKey| {
+            let signed = checkpoint(sequence, sequence * 10, 1, 1).sign(key);
+            policy.verify(&signed).err().map(|refusal| refusal.reason())
+        };
+        assert_eq!(reason(&policy, 10, &first), None);
+        assert_eq!(reason(&policy, 10, &second), Some("untrusted_publisher"));
+        assert_eq!(policy.learn(&chain), Ok(true));
+        assert_eq!(policy.learn(&chain), Ok(false));
+        for (sequence, key, expected) in [
+            (9, &first, None),
+            (10, &first, Some("retired_publisher")),
+            (9, &second, Some("untrusted_publisher")),
+            (10, &second, None),
+            (19, &second, None),
+            (20, &second, Some("retired_publisher")),
+            (20, &third, None),
+            (500, &third, None),
+            (500, &other, Some("untrusted_publisher")),
+        ] {
+            assert_eq!(reason(&policy, sequence, key), expected, "{sequence}");
+        }
+        let mut forged = rotate(30, &third, &other);
+        forged.from = 31;
+        let foreign = Rotation::new(Digest([9; 32]), 30, &third, &other);
+        for wrong in [
+            forged,
+            foreign,
+            rotate(11, &first, &other),
+            rotate(30, &third, &first),
+            rotate(20, &third, &other),
+        ] {
+            let before = policy.rotations.clone();
+            let refusal = policy.learn(&Rotations(vec![wrong])).unwrap_err();
+            assert_eq!((refusal.reason(), &policy.rotations), ("bad_rotation", &before));
+        }
+        // Whoever trusts only the second key learns nothing of what came before it.
+        let mut late = Policy { publishers: vec![second.public_key()], ..policy.clone() };
+        late.rotations = Rotations::default();
+        assert_eq!(late.learn(&chain), Ok(true));
+        assert_eq!(reason(&late, 9, &first), Some("untrusted_publisher"));
+        assert_eq!(reason(&late, 20, &third), None);
     }
 
     #[test]

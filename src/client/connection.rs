@@ -109,6 +109,7 @@ impl<E: Runtime> Connection<E> {
             mode: Mode::Full,
             database: Some(self.database),
             newest: self.replica.known.newest(),
+            rotations: self.replica.known.rotations(),
         };
         let connecting = self.connector.connect(
             context.child("connection"),
@@ -120,7 +121,11 @@ impl<E: Runtime> Connection<E> {
             Err(error) => return error,
         };
         let now = context.current();
-        if let Err(refusal) = self.replica.known.observe(&welcome.checkpoint, now).await {
+        let known = &self.replica.known;
+        if let Err(refusal) = known.learn(&welcome.rotations).await {
+            return self.refuse(refusal, now).await;
+        }
+        if let Err(refusal) = known.observe(&welcome.checkpoint, now).await {
             return self.refuse(refusal, now).await;
         }
         let heartbeat_ms =

@@ -9,7 +9,7 @@ use super::{
     sync_loop::{Config as LoopConfig, Fatal, SyncLoop},
 };
 use crate::{
-    checkpoint::{Policy, Store},
+    checkpoint::{Policy, RotationStore, Store},
     database::{
         self, Generations,
         types::{DatabaseId, Family},
@@ -49,7 +49,7 @@ pub enum Error {
     Record(#[from] commonware_storage::metadata::Error),
     /// The storage is pinned to another database.
     #[error(
-        "this storage directory is pinned to database {pinned}, but --database says {configured}; a changed identity is adopted only by hand: stop the client and remove the directory"
+        "this storage directory is pinned to database {pinned}, but --database says {configured}; a changed identity is adopted only by hand: 'syncctl adopt-database'"
     )]
     Pinned {
         /// The pinned one.
@@ -57,6 +57,9 @@ pub enum Error {
         /// The configured one.
         configured: DatabaseId,
     },
+    /// The storage was never a client's.
+    #[error("the storage directory holds no replica")]
+    NotPinned,
     /// The storage is of another family.
     #[error("the storage holds a replica of family '{found}', but --db says '{configured}'")]
     Family {
@@ -97,7 +100,7 @@ impl Error {
             Self::Record(error) => {
                 matches!(error, commonware_storage::metadata::Error::Corruption(_))
             }
-            Self::Pinned { .. } | Self::Family { .. } | Self::Layout { .. } => true,
+            Self::Pinned { .. } | Self::NotPinned | Self::Family { .. } | Self::Layout { .. } => true,
         }
     }
 }
@@ -118,8 +121,13 @@ pub struct Core<E: Runtime> {
 
 /// Opens the storage and starts everything. `registry` names the metrics.
 pub async fn start<E: Runtime>(context: E, registry: &E, setup: Setup) -> Result<Core<E>, Error> {
-    let Setup { connector, policy, sync, directory } = setup;
+    let Setup { connector, mut policy, sync, directory } = setup;
     pin::check(&context, &policy).await?;
+    let rotations = RotationStore::open(context.child("publisher_keys")).await?;
+    if let Err(refusal) = policy.learn(&rotations.all()) {
+        // Other keys are trusted now than when they were learned.
+        tracing::warn!(%refusal, "rotations of the publisher key learned before do not count");
+    }
     let generations = Generations::open(context.child("generations")).await?;
     let family = policy.family;
     let ledger = open_replica(&context, &generations, family).await?.map(Arc::new);
@@ -127,7 +135,7 @@ pub async fn start<E: Runtime>(context: E, registry: &E, setup: Setup) -> Result
     let metrics = Arc::new(Metrics::new(&registry.child("client")));
     let store = Store::open(context.child("newest")).await?;
     let database = policy.database;
-    let known = Known::new(policy, store, head.as_ref(), directory, metrics.clone());
+    let known = Known::new(policy, store, rotations, head.as_ref(), directory, metrics.clone());
     let server = format!("{}:{}", connector.host, connector.port);
     let replica = Arc::new(Replica::new(
         ledger,

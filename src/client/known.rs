@@ -2,9 +2,12 @@
 
 use super::metrics::Metrics;
 use crate::{
-    checkpoint::{Admission, Evidence, Policy, Refusal, SignedCheckpoint, Store},
+    checkpoint::{
+        Admission, Evidence, Policy, Refusal, RotationStore, Rotations, SignedCheckpoint, Store,
+    },
     runtime::Runtime,
 };
+use arc_swap::ArcSwap;
 use commonware_utils::sync::{AsyncMutex, Mutex};
 use std::{
     path::PathBuf,
@@ -19,9 +22,10 @@ const KEEP_INTERVAL: Duration = Duration::from_secs(5);
 
 /// What the replica knows of the publisher's newest state.
 pub struct Known<E: Runtime> {
-    policy: Policy,
+    policy: ArcSwap<Policy>,
     newest: watch::Sender<Option<SignedCheckpoint>>,
     store: AsyncMutex<Store<E>>,
+    rotations: AsyncMutex<Option<RotationStore<E>>>,
     kept_at: Mutex<SystemTime>,
     directory: PathBuf,
     metrics: Arc<Metrics>,
@@ -32,6 +36,7 @@ impl<E: Runtime> Known<E> {
     pub fn new(
         policy: Policy,
         store: Store<E>,
+        rotations: RotationStore<E>,
         head: Option<&SignedCheckpoint>,
         directory: PathBuf,
         metrics: Arc<Metrics>,
@@ -42,9 +47,10 @@ impl<E: Runtime> Known<E> {
         };
         let newest = kept.into_iter().chain(head).max_by_key(sequence).cloned();
         Self {
-            policy,
+            policy: ArcSwap::from_pointee(policy),
             newest: watch::Sender::new(newest),
             store: AsyncMutex::new(store),
+            rotations: AsyncMutex::new(Some(rotations)),
             kept_at: Mutex::new(SystemTime::UNIX_EPOCH),
             directory,
             metrics,
@@ -63,7 +69,7 @@ impl<E: Runtime> Known<E> {
         now: SystemTime,
     ) -> Result<Admission, Refusal> {
         let newest = self.newest();
-        let admission = match self.policy.admit(signed, newest.as_ref()) {
+        let admission = match self.policy.load().admit(signed, newest.as_ref()) {
             Ok(admission) => admission,
             Err(refusal) => {
                 self.metrics.reject(refusal.reason());
@@ -86,7 +92,44 @@ impl<E: Runtime> Known<E> {
 
     /// Verifies `signed` on its own, as one of a series that leads to what is known.
     pub fn verify(&self, signed: &SignedCheckpoint) -> Result<(), Refusal> {
-        self.policy.verify(signed).inspect_err(|refusal| self.metrics.reject(refusal.reason()))
+        let verified = self.policy.load().verify(signed);
+        verified.inspect_err(|refusal| self.metrics.reject(refusal.reason()))
+    }
+
+    /// How the trusted keys followed each other, as far as it was learned.
+    pub fn rotations(&self) -> Rotations {
+        self.policy.load().rotations.clone()
+    }
+
+    /// Follows the trusted keys along the chain that a server shows.
+    pub async fn learn(&self, offered: &Rotations) -> Result<(), Refusal> {
+        let mut policy = Policy::clone(&self.policy.load());
+        match policy.learn(offered) {
+            Ok(false) => return Ok(()),
+            Ok(true) => {}
+            Err(refusal) => {
+                self.metrics.reject(refusal.reason());
+                return Err(refusal);
+            }
+        }
+        if let Some(newest) = policy.rotations.0.last() {
+            tracing::warn!(
+                from = newest.from,
+                retired = %newest.retired,
+                successor = %newest.successor,
+                "the publisher key handed over to its successor: name that in --trusted-key"
+            );
+        }
+        // Durable first: a key that was retired once must be so after a restart, too.
+        let mut store = self.rotations.lock().await;
+        if let Some(open) = store.take() {
+            match open.keep(&policy.rotations).await {
+                Ok(kept) => *store = Some(kept),
+                Err(error) => tracing::error!(%error, "cannot write down the retired keys"),
+            }
+        }
+        self.policy.store(Arc::new(policy));
+        Ok(())
     }
 
     /// Makes the newest checkpoint durable.
@@ -106,14 +149,15 @@ impl<E: Runtime> Known<E> {
         response: Option<Vec<u8>>,
     ) {
         self.metrics.equivocations.inc();
-        let evidence = Evidence { known, offered, reason: reason.into(), response };
+        let rotations = self.rotations();
+        let evidence = Evidence { known, offered, reason: reason.into(), response, rotations };
         let offered = &evidence.offered.checkpoint;
         match evidence.write(&self.directory) {
             Ok(path) => tracing::error!(
                 reason,
                 sequence = offered.sequence,
                 root = %offered.root,
-                evidence = %path.display(),
+                evidence = path.as_ref().map(|path| path.display().to_string()),
                 "equivocation: the publisher signed two histories"
             ),
             Err(error) => tracing::error!(

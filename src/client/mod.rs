@@ -1,5 +1,6 @@
 //! The replica's daemon: connects, verifies, follows, answers reads.
 
+mod adopt;
 pub mod backend;
 pub mod connection;
 pub mod core;
@@ -11,4 +12,5 @@ pub mod replica;
 mod run;
 pub mod sync_loop;
 
+pub use adopt::adopt_database;
 pub use run::main;

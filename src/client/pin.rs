@@ -50,16 +50,29 @@ impl Read for Pin {
     }
 }
 
+async fn open<E: Runtime>(context: &E) -> Result<Metadata<E, U64, Pin>, Error> {
+    let config = Config { partition: PARTITION.into(), codec_config: () };
+    Ok(Metadata::init(context.child("pinned"), config).await?)
+}
+
+/// What the storage is pinned to.
+pub(super) async fn read<E: Runtime>(context: &E) -> Result<Option<Pin>, Error> {
+    Ok(open(context).await?.get(&U64::new(RECORD)).copied())
+}
+
+/// Pins the storage. Durable on return.
+pub(super) async fn write<E: Runtime>(context: &E, pin: Pin) -> Result<(), Error> {
+    let mut metadata = open(context).await?;
+    metadata.put(U64::new(RECORD), pin);
+    metadata.sync().await?;
+    Ok(())
+}
+
 /// Pins database, family and layout on first use; later, refuses others by name.
 pub async fn check<E: Runtime>(context: &E, policy: &Policy) -> Result<(), Error> {
-    let config = Config { partition: PARTITION.into(), codec_config: () };
-    let mut metadata: Metadata<E, U64, Pin> =
-        Metadata::init(context.child("pinned"), config).await?;
-    let Some(pinned) = metadata.get(&U64::new(RECORD)).copied() else {
+    let Some(pinned) = read(context).await? else {
         let (family, database) = (policy.family, policy.database);
-        metadata.put(U64::new(RECORD), Pin { layout: LAYOUT_VERSION, family, database });
-        metadata.sync().await?;
-        return Ok(());
+        return write(context, Pin { layout: LAYOUT_VERSION, family, database }).await;
     };
     if pinned.layout != LAYOUT_VERSION {
         return Err(Error::Layout { found: pinned.layout, ours: LAYOUT_VERSION });

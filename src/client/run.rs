@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     api,
-    checkpoint::Policy,
+    checkpoint::{Policy, Rotations},
     config::{
         client::{Args, Config, Follow, OnEquivocation},
         default_storage_dir, parse_or_exit,
@@ -88,6 +88,7 @@ fn load_trust(config: &Config) -> Result<Trust, Failure> {
             publishers: publishers?,
             database: keys::parse_database(&database)?,
             family: config.family,
+            rotations: Rotations::default(),
         },
     })
 }
@@ -261,7 +262,7 @@ async fn work(
     }
 }
 
-fn failure(error: Error) -> Failure {
+pub(super) fn failure(error: Error) -> Failure {
     let code = if error.is_damage() { exit::DATA } else { exit::IO };
     tracing::error!(%error, "cannot go on");
     Failure::new(code, error.to_string())

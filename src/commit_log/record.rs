@@ -1,9 +1,9 @@
 //! The commit record: one durable unit of write, root, signature and idempotency keys.
 
 use crate::{
-    checkpoint::SignedCheckpoint,
+    checkpoint::{Checkpoint, SignedCheckpoint},
     database::{
-        ExecutionVersion, Kind, State,
+        EXECUTION_VERSION, ExecutionVersion, Kind, State,
         record::CommitMetadata,
         types::{Change, Digest, IDEMPOTENCY_KEY_LENGTH_MAX, Root},
     },
@@ -11,6 +11,7 @@ use crate::{
 use commonware_codec::{
     Buf, EncodeSize, Error as CodecError, FixedSize, RangeCfg, Read, ReadExt as _, Write,
 };
+use commonware_cryptography::ed25519::PrivateKey;
 use commonware_runtime::BufMut;
 
 /// Version of this encoding.
@@ -54,6 +55,32 @@ pub struct Commit {
 }
 
 impl Commit {
+    /// The commit that follows `head` and leads to `state`, signed with `key`. `now_ms` is the
+    /// present time; a signature is always newer than the one before.
+    pub fn following(
+        head: Checkpoint,
+        state: State,
+        metadata: CommitMetadata,
+        changes: Vec<Change>,
+        idempotency: Vec<IdempotencyEntry>,
+        now_ms: u64,
+        key: &PrivateKey,
+    ) -> Self {
+        let base = Base { size: head.size, root: head.root };
+        let checkpoint = Checkpoint {
+            sequence: metadata.sequence,
+            floor: state.floor,
+            size: state.size,
+            root: state.root,
+            operations_root: state.operations_root,
+            committed_at_ms: metadata.committed_at_ms,
+            signed_at_ms: now_ms.max(head.signed_at_ms + 1),
+            ..head
+        }
+        .sign(key);
+        Self { base, execution: EXECUTION_VERSION, changes, idempotency, checkpoint }
+    }
+
     /// The record that a log begins with.
     pub fn base_record(checkpoint: SignedCheckpoint, execution: ExecutionVersion) -> Self {
         let base = Base { size: checkpoint.checkpoint.size, root: checkpoint.checkpoint.root };

@@ -11,6 +11,7 @@ use crate::{
         types::{Family, HashKind, Mode, VALUE_LENGTH_MAX},
     },
     ledger::History,
+    serve::limits::Limits,
     server::core::Generator,
 };
 use clap::{Parser, parser::ValueSource};
@@ -85,6 +86,12 @@ pub struct Args {
     /// Most connections of replicas at once
     #[arg(long, env = "SYNCD_MAX_CONNECTIONS", default_value_t = 1024)]
     pub max_connections: u32,
+    /// Most connections of replicas at once from one address (for IPv6, one /64 network)
+    #[arg(long, env = "SYNCD_MAX_CONNECTIONS_PER_ADDRESS", default_value_t = 256)]
+    pub max_connections_per_address: u32,
+    /// Most handshakes a second from one address; five times as many may come at once
+    #[arg(long, env = "SYNCD_MAX_HANDSHAKES_PER_SECOND", default_value_t = 50)]
+    pub max_handshakes_per_second: u32,
     /// Most requests a second from one replica's key
     #[arg(long, env = "SYNCD_MAX_REQUESTS_PER_SECOND", default_value_t = 2000)]
     pub max_requests_per_second: u32,
@@ -122,9 +129,7 @@ pub struct Config {
     pub identity_key: Option<PathBuf>,
     pub publisher_key: Option<PathBuf>,
     pub authorized_clients: Option<PathBuf>,
-    pub connections_max: usize,
-    pub requests_per_second: u32,
-    pub bytes_per_second: Option<u64>,
+    pub limits: Limits,
     pub queue_requests_max: usize,
     pub value_length_max: usize,
     pub heartbeat_interval: Duration,
@@ -195,13 +200,22 @@ impl Args {
             identity_key: self.identity_key,
             publisher_key: self.publisher_key,
             authorized_clients: self.authorized_clients,
-            connections_max: positive("--max-connections", self.max_connections)?,
-            requests_per_second: positive(
-                "--max-requests-per-second",
-                self.max_requests_per_second,
-            )
-            .map(|_| self.max_requests_per_second)?,
-            bytes_per_second: self.max_bytes_per_second.0,
+            limits: Limits {
+                connections: positive("--max-connections", self.max_connections)?,
+                connections_per_address: positive(
+                    "--max-connections-per-address",
+                    self.max_connections_per_address,
+                )?,
+                handshakes_per_second: rate(
+                    "--max-handshakes-per-second",
+                    self.max_handshakes_per_second,
+                )?,
+                requests_per_second: rate(
+                    "--max-requests-per-second",
+                    self.max_requests_per_second,
+                )?,
+                bytes_per_second: self.max_bytes_per_second.0,
+            },
             queue_requests_max: positive("--max-queue-requests", self.max_queue_requests)?,
             value_length_max: value_length("--max-value-bytes", self.max_value_bytes)?,
             heartbeat_interval: self.heartbeat_interval,
@@ -216,6 +230,10 @@ fn positive(flag: &'static str, value: u32) -> Result<usize, Invalid> {
         Ok(value) if value > 0 => Ok(value),
         _ => Err(invalid(flag, value, "a number above 0")),
     }
+}
+
+fn rate(flag: &'static str, value: u32) -> Result<u32, Invalid> {
+    positive(flag, value).map(|_| value)
 }
 
 fn value_length(flag: &'static str, value: u64) -> Result<usize, Invalid> {

@@ -1,9 +1,14 @@
-//! `keygen`, `new-epoch`.
+//! Keys and identities: `keygen`, `rotate-key`, `new-epoch`, `adopt-database`,
+//! `verify-evidence`.
 
 use super::Failure;
-use crate::{config::default_storage_dir, exit, keys};
+use crate::{
+    checkpoint::{Evidence, Unproved},
+    config::default_storage_dir,
+    exit, keys,
+};
 use clap::Args;
-use std::path::PathBuf;
+use std::{io::Read as _, path::PathBuf};
 
 /// Arguments of `keygen`.
 #[derive(Debug, Args)]
@@ -58,7 +63,99 @@ pub fn new_epoch(args: &NewEpochArgs) -> Result<(), Failure> {
     let id = crate::server::new_epoch(&directory, args.publisher_key.as_deref())?;
     println!("{id}");
     eprintln!(
-        "clients refuse the new identity until an operator stops them and removes their storage directory"
+        "clients refuse the new identity until an operator runs 'syncctl adopt-database {id}' on each"
     );
+    Ok(())
+}
+
+/// Arguments of `rotate-key`.
+#[derive(Debug, Args)]
+pub struct RotateKeyArgs {
+    /// Storage directory of the stopped server [default: $XDG_STATE_HOME/syncd/server]
+    #[arg(short = 'd', long, env = "SYNCD_STORAGE_DIR")]
+    storage_dir: Option<PathBuf>,
+    /// Private key to retire [default: in the storage directory]
+    #[arg(long, env = "SYNCD_PUBLISHER_KEY")]
+    publisher_key: Option<PathBuf>,
+    /// Private key that takes over [default: made in the storage directory]
+    #[arg(long, env = "SYNCD_NEW_KEY")]
+    new_key: Option<PathBuf>,
+}
+
+/// Lets a new publisher key take over.
+pub fn rotate_key(args: &RotateKeyArgs) -> Result<(), Failure> {
+    let directory = match &args.storage_dir {
+        Some(directory) => directory.clone(),
+        None => default_storage_dir("server")?,
+    };
+    let (old, new) = (args.publisher_key.as_deref(), args.new_key.as_deref());
+    let rotated = crate::server::rotate_key(&directory, old, new)?;
+    println!("{}", rotated.successor);
+    eprintln!("signs from commit {} on; replicas follow when they connect", rotated.from);
+    match &rotated.kept {
+        Some(path) => eprintln!("the retired key is kept in {}", path.display()),
+        None => eprintln!("start the server with the new key as --publisher-key"),
+    }
+    Ok(())
+}
+
+/// Arguments of `adopt-database`.
+#[derive(Debug, Args)]
+pub struct AdoptDatabaseArgs {
+    /// The new identity: hex, or a file with it
+    database: String,
+    /// Storage directory of the stopped client [default: $XDG_STATE_HOME/syncd/client]
+    #[arg(short = 'd', long, env = "SYNCD_STORAGE_DIR")]
+    storage_dir: Option<PathBuf>,
+}
+
+/// Pins a client to another database.
+pub fn adopt_database(args: &AdoptDatabaseArgs) -> Result<(), Failure> {
+    let directory = match &args.storage_dir {
+        Some(directory) => directory.clone(),
+        None => default_storage_dir("client")?,
+    };
+    let database = keys::parse_database(&args.database)?;
+    let before = crate::client::adopt_database(&directory, database)?;
+    if before == database {
+        println!("{database} was pinned already");
+    } else {
+        println!("pinned to {database}; was {before}, whose replica is removed");
+    }
+    Ok(())
+}
+
+/// Arguments of `verify-evidence`.
+#[derive(Debug, Args)]
+pub struct VerifyEvidenceArgs {
+    /// File that a client wrote
+    file: PathBuf,
+    /// Publisher key: hex, or a file with it; may be given several times
+    #[arg(long = "trusted-key", env = "SYNCD_TRUSTED_KEY", required = true, value_delimiter = ',')]
+    trusted_keys: Vec<String>,
+}
+
+/// Largest file of evidence that is read.
+const EVIDENCE_BYTES_MAX: u64 = 32 * 1024 * 1024;
+
+/// Says whether a file proves that the publisher signed two histories.
+pub fn verify_evidence(args: &VerifyEvidenceArgs) -> Result<(), Failure> {
+    let trusted: Result<Vec<_>, _> =
+        args.trusted_keys.iter().map(|key| keys::parse_public(key)).collect();
+    let unreadable = |error: std::io::Error| {
+        Failure::new(exit::IO, format!("{}: {error}", args.file.display()))
+    };
+    let mut text = Vec::new();
+    let file = std::fs::File::open(&args.file).map_err(unreadable)?;
+    file.take(EVIDENCE_BYTES_MAX + 1).read_to_end(&mut text).map_err(unreadable)?;
+    if text.len() as u64 > EVIDENCE_BYTES_MAX {
+        let text = format!("{}: larger than {EVIDENCE_BYTES_MAX} bytes", args.file.display());
+        return Err(Failure::new(exit::DATA, text));
+    }
+    let not_proved =
+        |error: Unproved| Failure::new(exit::DATA, format!("{}: {error}", args.file.display()));
+    let evidence = Evidence::from_json(&text).map_err(not_proved)?;
+    let what = evidence.verify(trusted?).map_err(not_proved)?;
+    println!("proved: {what}");
     Ok(())
 }

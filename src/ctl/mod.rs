@@ -49,6 +49,12 @@ enum Command {
     Keygen(keys::KeygenArgs),
     /// Give a restored database a new identity; clients adopt it by hand
     NewEpoch(keys::NewEpochArgs),
+    /// Let a new publisher key take over from the present one
+    RotateKey(keys::RotateKeyArgs),
+    /// Pin a client to another database, after a new epoch
+    AdoptDatabase(keys::AdoptDatabaseArgs),
+    /// Check a client's evidence that the publisher signed two histories; needs no network
+    VerifyEvidence(keys::VerifyEvidenceArgs),
     /// Show how servers and clients stand
     Status(status::StatusArgs),
     /// Write records from an NDJSON file
@@ -94,6 +100,9 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
     let result = match cli.command {
         Command::Keygen(args) => keys::keygen(&args),
         Command::NewEpoch(args) => keys::new_epoch(&args),
+        Command::RotateKey(args) => keys::rotate_key(&args),
+        Command::AdoptDatabase(args) => keys::adopt_database(&args),
+        Command::VerifyEvidence(args) => keys::verify_evidence(&args),
         Command::Status(args) => status::run(&args),
         Command::Import(args) => import::run(&args),
         Command::Export(args) => export::run(&args),

@@ -179,7 +179,7 @@ impl<E: Runtime, H: Hasher> Database for Any<E, H> {
     }
 
     async fn serve(&self, fetch: Fetch, bytes_max: usize) -> Result<Served, Error> {
-        family::serve(self.0.get()?, fetch, bytes_max).await
+        self.0.serve(fetch, bytes_max).await
     }
 
     async fn pinned_nodes(&self, location: u64) -> Result<Vec<Digest>, Error> {

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::runtime::Runtime;
 use bytes::Bytes;
-use commonware_codec::{Decode as _, Encode, EncodeSize as _, Read};
+use commonware_codec::{Decode as _, Encode, EncodeSize, Read};
 use commonware_cryptography::Hasher;
 use commonware_storage::{
     merkle,
@@ -21,19 +21,31 @@ use commonware_storage::{
         },
     },
 };
-use std::{future::Future, num::NonZeroU64, sync::Arc};
+use commonware_utils::sync::Mutex;
+use std::{collections::HashMap, future::Future, num::NonZeroU64, sync::Arc};
 
 /// The library's handle, which a mutation takes and only a successful one gives back.
-pub(super) struct Slot<D>(Option<D>);
+pub(super) struct Slot<D> {
+    database: Option<D>,
+    sizes: Sizes,
+}
 
 impl<D> Slot<D> {
-    pub(super) const fn new(database: D) -> Self {
-        Self(Some(database))
+    pub(super) fn new(database: D) -> Self {
+        Self { database: Some(database), sizes: Sizes::default() }
     }
 
     /// The handle, for reading.
     pub(super) fn get(&self) -> Result<&D, Error> {
-        self.0.as_ref().ok_or(Error::Poisoned)
+        self.database.as_ref().ok_or(Error::Poisoned)
+    }
+
+    /// Answers `fetch` in at most about `bytes_max` bytes.
+    pub(super) async fn serve(&self, fetch: Fetch, bytes_max: usize) -> Result<Served, Error>
+    where
+        D: Source<Family = Merkle, Error = qmdb::Error<Merkle>, Op: Encode>,
+    {
+        serve(self.get()?, &self.sizes, fetch, bytes_max).await
     }
 
     /// Runs a mutation. If it fails, or its future is dropped, the slot stays empty.
@@ -45,69 +57,108 @@ impl<D> Slot<D> {
         F: Future<Output = Result<(D, T), X>>,
         Error: From<X>,
     {
-        let database = self.0.take().ok_or(Error::Poisoned)?;
+        let database = self.database.take().ok_or(Error::Poisoned)?;
         let (database, output) = mutation(database).await?;
-        self.0 = Some(database);
+        self.database = Some(database);
         Ok(output)
     }
 }
 
-/// Operations read at first when nothing is known of their size.
-const PROBE_OPERATIONS: u64 = 64;
+/// Operations of one block, whose sizes are measured together. Reading one holds at most so many
+/// of the largest operations.
+const BLOCK_OPERATIONS: u64 = 128;
 
-/// Answers `fetch` from `source` in about `bytes_max` bytes.
-///
-/// Operations have very different sizes and the log tells none of them beforehand, so a large
-/// request is measured by a small one first; memory stays near the budget whatever is stored.
-pub(super) async fn serve<S>(source: &S, fetch: Fetch, bytes_max: usize) -> Result<Served, Error>
+/// What blocks of operations take when they are encoded: the log does not tell, and operations
+/// have very different sizes. Operations never change, so a block is measured once.
+#[derive(Default)]
+struct Sizes(Mutex<HashMap<u64, usize>>);
+
+/// Answers `fetch` from `source` in at most about `bytes_max` bytes, without reading many more.
+async fn serve<S>(
+    source: &S,
+    sizes: &Sizes,
+    fetch: Fetch,
+    bytes_max: usize,
+) -> Result<Served, Error>
 where
-    S: Source<Family = Merkle, Error = qmdb::Error<Merkle>, Op: commonware_codec::Encode>,
+    S: Source<Family = Merkle, Error = qmdb::Error<Merkle>, Op: Encode>,
 {
-    let Fetch::Operations { size, start, max } = fetch else {
-        let (response, _) = source.serve(to_request(fetch)).await?;
-        return Ok(Served { body: response.encode(), operations: 1 });
-    };
-    let mut count = max.get();
-    if count > PROBE_OPERATIONS {
-        let probe = NonZeroU64::new(PROBE_OPERATIONS).unwrap_or(NonZeroU64::MIN);
-        let (response, _) =
-            source.serve(to_request(Fetch::Operations { size, start, max: probe })).await?;
-        count = count.min(fitting(&response, bytes_max));
-    }
-    loop {
-        let max = NonZeroU64::new(count).unwrap_or(NonZeroU64::MIN);
-        let (response, _) =
-            source.serve(to_request(Fetch::Operations { size, start, max })).await?;
-        let fits = fitting(&response, bytes_max);
-        if fits >= operations_of(&response) || operations_of(&response) == 1 {
-            let operations = operations_of(&response);
-            return Ok(Served { body: response.encode(), operations });
+    let fetch = match fetch {
+        Fetch::Operations { size, start, max } => {
+            let max = fitting(source, sizes, size, start, max, bytes_max).await?;
+            Fetch::Operations { size, start, max }
         }
-        count = fits.min(count.saturating_sub(1)).max(1);
-    }
-}
-
-fn operations_of<Op, D: commonware_cryptography::Digest>(
-    response: &Response<Merkle, Op, D>,
-) -> u64 {
-    match response {
+        Fetch::Boundary { .. } => fetch,
+    };
+    let (response, _) = source.serve(to_request(fetch)).await?;
+    let operations = match &response {
         Response::Operations { operations, .. } => operations.len() as u64,
         Response::Boundary { .. } => 1,
-    }
+    };
+    Ok(Served { body: response.encode(), operations })
 }
 
-/// How many operations of the measured average size fit into `bytes_max`.
-fn fitting<Op, D>(response: &Response<Merkle, Op, D>, bytes_max: usize) -> u64
+/// How many of the `max` operations from `start` fit into `bytes_max`; at least one.
+async fn fitting<S>(
+    source: &S,
+    sizes: &Sizes,
+    size: u64,
+    start: u64,
+    max: NonZeroU64,
+    bytes_max: usize,
+) -> Result<NonZeroU64, Error>
 where
-    Op: commonware_codec::EncodeSize,
-    D: commonware_cryptography::Digest,
+    S: Source<Family = Merkle, Error = qmdb::Error<Merkle>, Op: Encode>,
 {
-    let count = operations_of(response).max(1);
-    let size = (response.encode_size() as u64).max(1);
-    if size <= bytes_max as u64 && count < PROBE_OPERATIONS {
-        return count;
+    let end = size.min(start.saturating_add(max.get()));
+    let (mut next, mut bytes) = (start, 0);
+    while next < end {
+        let block = next / BLOCK_OPERATIONS;
+        let block_end = (block + 1) * BLOCK_OPERATIONS;
+        // The whole block's size is used for a part of it, too: that is on the safe side.
+        let known = sizes.0.lock().get(&block).copied();
+        if let Some(known) = known
+            && bytes + known <= bytes_max
+        {
+            (next, bytes) = (block_end, bytes + known);
+            continue;
+        }
+        if known.is_some() && next > start {
+            break;
+        }
+        let lengths = lengths(source, size, next, block_end.min(size) - next).await?;
+        let all: usize = lengths.iter().sum();
+        if next == block * BLOCK_OPERATIONS && block_end <= size {
+            sizes.0.lock().insert(block, all);
+        }
+        if bytes + all > bytes_max {
+            for length in lengths {
+                bytes += length;
+                if bytes > bytes_max {
+                    break;
+                }
+                next += 1;
+            }
+            break;
+        }
+        (next, bytes) = (block_end, bytes + all);
     }
-    (bytes_max as u64).saturating_mul(count) / size
+    Ok(NonZeroU64::new(next.min(end).saturating_sub(start)).unwrap_or(NonZeroU64::MIN))
+}
+
+/// Encoded lengths of at most a block of operations.
+async fn lengths<S>(source: &S, size: u64, start: u64, count: u64) -> Result<Vec<usize>, Error>
+where
+    S: Source<Family = Merkle, Error = qmdb::Error<Merkle>, Op: Encode>,
+{
+    let max = NonZeroU64::new(count).unwrap_or(NonZeroU64::MIN);
+    let (response, _) = source.serve(to_request(Fetch::Operations { size, start, max })).await?;
+    Ok(match &response {
+        Response::Operations { operations, .. } => {
+            operations.iter().map(EncodeSize::encode_size).collect()
+        }
+        Response::Boundary { op, .. } => vec![op.encode_size()],
+    })
 }
 
 /// Verifies the answer to a boundary request and returns the pinned nodes.
@@ -140,6 +191,20 @@ where
         return Err("the boundary's proof does not lead to the signed root".into());
     }
     Ok(plain_nodes::<H>(&pinned_nodes))
+}
+
+/// The roots over `nodes`, which stand for the first `size` operations, for every number of them
+/// that may lie below the floor.
+pub(super) fn roots<H: Hasher>(size: u64, nodes: &[Digest]) -> Vec<Root> {
+    let hasher = qmdb::hasher::<H>();
+    let nodes: Vec<H::Digest> = nodes.iter().map(|node| from_plain::<H>(*node)).collect();
+    (0..=nodes.len())
+        .filter_map(|inactive| {
+            merkle::hasher::Hasher::<Merkle>::root(&hasher, Location::new(size), inactive, &nodes)
+                .ok()
+        })
+        .map(|root| to_plain::<H>(&root))
+        .collect()
 }
 
 /// The plain form of Merkle nodes.

@@ -81,6 +81,22 @@ impl<E: Runtime> Generations<E> {
         .await
     }
 
+    /// Forgets every generation and removes its partitions; numbers are not used again.
+    pub async fn forget(&mut self, context: &E, family: Family) -> Result<(), Error> {
+        let active = self.active();
+        let building = self.building();
+        let next = active.into_iter().chain(building).max().map_or(1, |newest| newest + 1);
+        self.update(|metadata| {
+            metadata.remove(&U64::new(ACTIVE));
+            metadata.put(U64::new(BUILDING), next);
+        })
+        .await?;
+        for generation in active.into_iter().chain(building) {
+            Self::remove(context, family, generation).await?;
+        }
+        Ok(())
+    }
+
     /// Removes the partitions of `generation`; those that do not exist are no error.
     pub async fn remove(context: &E, family: Family, generation: u64) -> Result<(), Error> {
         for partition in partitions(family, generation) {

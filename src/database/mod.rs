@@ -479,3 +479,24 @@ pub fn verify_boundary(
         (Family::Current | Family::Keyless, _) => Err("this family is not available".into()),
     }
 }
+
+/// The roots that a history of `size` operations may have had when it had `start`, from the answer
+/// to a boundary request: one for each way in which its floor may have divided it.
+///
+/// # Errors
+///
+/// The text says what is wrong with the answer.
+pub fn history_at(
+    kind: Kind,
+    operations_root: Root,
+    size: u64,
+    start: u64,
+    body: Bytes,
+) -> Result<Vec<Root>, String> {
+    use commonware_cryptography::{Blake3, Sha256};
+    let nodes = verify_boundary(kind, operations_root, size, start, body)?;
+    Ok(match kind.hash {
+        HashKind::Sha256 => family::roots::<Sha256>(start, &nodes),
+        HashKind::Blake3 => family::roots::<Blake3>(start, &nodes),
+    })
+}

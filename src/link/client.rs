@@ -2,7 +2,7 @@
 
 use super::{
     HANDSHAKE_TIMEOUT, KEEPALIVE_INTERVAL, REQUEST_TIMEOUT,
-    frames::{self, Guard},
+    frames::{self, Guard, Outgoing},
     upgrader,
 };
 use crate::{
@@ -176,7 +176,7 @@ impl Connector {
             .await
             .map_err(|error| self.name_handshake_error(error))?;
         let (outgoing, mut incoming, guard) = frames::spawn(&context, sender, receiver).split();
-        outgoing.send(hello.encode()).await.map_err(|_| LinkError::Closed)?;
+        outgoing.send(hello.encode().into()).await.map_err(|_| LinkError::Closed)?;
         let reply = tokio::select! {
             frame = incoming.recv() => frame.ok_or_else(|| LinkError::Handshake(
                 "the server closed the connection without a word: it may not authorise this \
@@ -253,7 +253,7 @@ enum Pending {
 /// An open connection.
 pub struct Link<E: Runtime> {
     context: E,
-    outgoing: mpsc::Sender<Bytes>,
+    outgoing: mpsc::Sender<Outgoing>,
     pending: Arc<Mutex<HashMap<u64, Pending>>>,
     next_id: AtomicU64,
     closed: watch::Receiver<Option<LinkError>>,
@@ -275,7 +275,7 @@ pub struct Stream<E: Runtime> {
 impl<E: Runtime> Link<E> {
     fn start(
         context: E,
-        outgoing: mpsc::Sender<Bytes>,
+        outgoing: mpsc::Sender<Outgoing>,
         incoming: mpsc::Receiver<Bytes>,
         guard: Guard,
         received: Arc<AtomicU64>,
@@ -340,7 +340,7 @@ impl<E: Runtime> Link<E> {
         self.pending.lock().insert(id, pending);
         let message = ClientMessage::Request { id, trace: None, request };
         // The dispatcher closes what is pending when the connection ends, so check after insert.
-        if self.closed.borrow().is_some() || self.outgoing.send(message.encode()).await.is_err() {
+        if self.closed.borrow().is_some() || self.outgoing.send(message.encode().into()).await.is_err() {
             self.pending.lock().remove(&id);
             return Err(self.why_closed());
         }
@@ -349,7 +349,7 @@ impl<E: Runtime> Link<E> {
 
     /// Sends what needs no answer; lost if the queue is full or closed.
     fn tell(&self, message: ClientMessage) {
-        let _ = self.outgoing.try_send(message.encode());
+        let _ = self.outgoing.try_send(message.encode().into());
     }
 
     /// Closes the connection for `error`.
@@ -426,7 +426,7 @@ impl<E: Runtime> Stream<E> {
             return;
         }
         let message = ClientMessage::Credit { id: self.id, bytes: self.owed };
-        if self.link.outgoing.try_send(message.encode()).is_ok() {
+        if self.link.outgoing.try_send(message.encode().into()).is_ok() {
             self.credit.fetch_add(u64::from(self.owed), Ordering::AcqRel);
             self.owed = 0;
         }
@@ -443,7 +443,7 @@ impl<E: Runtime> Drop for Stream<E> {
 /// Sends pings until the connection is closed.
 async fn keep_alive<E: Runtime>(
     context: E,
-    outgoing: mpsc::Sender<Bytes>,
+    outgoing: mpsc::Sender<Outgoing>,
     mut closed: watch::Receiver<Option<LinkError>>,
 ) {
     loop {
@@ -451,7 +451,7 @@ async fn keep_alive<E: Runtime>(
             () = context.sleep(KEEPALIVE_INTERVAL) => {}
             _ = closed.wait_for(Option::is_some) => return,
         }
-        if outgoing.send(ClientMessage::Ping.encode()).await.is_err() {
+        if outgoing.send(ClientMessage::Ping.encode().into()).await.is_err() {
             return;
         }
     }

@@ -7,16 +7,38 @@ use commonware_runtime::Handle;
 use commonware_stream::{Receiver, Sender};
 use tokio::sync::mpsc;
 
-/// Frames that may wait in one direction. With frames of response size this bounds what a peer
-/// that does not read can make us hold.
-const QUEUE_FRAMES: usize = 16;
-/// Frames written with one call.
-const WRITE_BATCH: usize = 16;
+/// Frames that may wait to be written. What they hold of a budget bounds their bytes.
+const OUTGOING_FRAMES: usize = 64;
+/// Frames received that may wait to be worked on.
+const INCOMING_FRAMES: usize = 4;
+/// Frames written with one call, and the bytes after which no further one joins them: between two
+/// calls one can see that a slow peer reads at all.
+const WRITE_FRAMES: usize = 16;
+const WRITE_BYTES: usize = 256 * 1024;
+
+/// A frame on its way out.
+pub struct Outgoing {
+    frame: Bytes,
+    held: Option<Box<dyn Send>>,
+}
+
+impl Outgoing {
+    /// A frame that keeps `held` until it is written, or lost with its connection.
+    pub fn holding(frame: Bytes, held: Box<dyn Send>) -> Self {
+        Self { frame, held: Some(held) }
+    }
+}
+
+impl From<Bytes> for Outgoing {
+    fn from(frame: Bytes) -> Self {
+        Self { frame, held: None }
+    }
+}
 
 /// A channel as two queues. Dropping it closes the connection.
 pub struct Frames {
     /// Frames to send.
-    pub outgoing: mpsc::Sender<Bytes>,
+    pub outgoing: mpsc::Sender<Outgoing>,
     /// Frames received; closed when the connection is.
     pub incoming: mpsc::Receiver<Bytes>,
     tasks: [Handle<()>; 2],
@@ -24,7 +46,7 @@ pub struct Frames {
 
 impl Frames {
     /// Splits into the queues and what keeps the connection open.
-    pub fn split(mut self) -> (mpsc::Sender<Bytes>, mpsc::Receiver<Bytes>, Guard) {
+    pub fn split(mut self) -> (mpsc::Sender<Outgoing>, mpsc::Receiver<Bytes>, Guard) {
         let (_, closed) = mpsc::channel(1);
         let incoming = std::mem::replace(&mut self.incoming, closed);
         (self.outgoing.clone(), incoming, Guard(self))
@@ -44,24 +66,32 @@ pub struct Guard(#[allow(dead_code, reason = "held for its Drop")] Frames);
 
 /// Starts the tasks that own `sender` and `receiver`.
 pub fn spawn<E: Runtime>(context: &E, sender: impl Sender, receiver: impl Receiver) -> Frames {
-    let (outgoing, to_send) = mpsc::channel(QUEUE_FRAMES);
-    let (received, incoming) = mpsc::channel(QUEUE_FRAMES);
+    let (outgoing, to_send) = mpsc::channel(OUTGOING_FRAMES);
+    let (received, incoming) = mpsc::channel(INCOMING_FRAMES);
     let writer = context.child("writer").spawn(move |_| write(sender, to_send));
     let reader = context.child("reader").spawn(move |context| read(context, receiver, received));
     Frames { outgoing, incoming, tasks: [writer, reader] }
 }
 
 /// Writes frames until the queue or the connection closes.
-async fn write(mut sender: impl Sender, mut queue: mpsc::Receiver<Bytes>) {
-    let mut batch = Vec::with_capacity(WRITE_BATCH);
-    loop {
-        if queue.recv_many(&mut batch, WRITE_BATCH).await == 0 {
-            return;
+async fn write(mut sender: impl Sender, mut queue: mpsc::Receiver<Outgoing>) {
+    let mut frames = Vec::with_capacity(WRITE_FRAMES);
+    let mut held = Vec::with_capacity(WRITE_FRAMES);
+    while let Some(first) = queue.recv().await {
+        let mut bytes = 0;
+        let mut next = Some(first);
+        while let Some(Outgoing { frame, held: holds }) = next {
+            bytes += frame.len();
+            frames.push(frame);
+            held.extend(holds);
+            let is_full = frames.len() >= WRITE_FRAMES || bytes >= WRITE_BYTES;
+            next = if is_full { None } else { queue.try_recv().ok() };
         }
-        if let Err(error) = sender.send_many(batch.drain(..)).await {
+        if let Err(error) = sender.send_many(frames.drain(..)).await {
             tracing::debug!(%error, "connection closed while writing");
             return;
         }
+        held.clear();
     }
 }
 

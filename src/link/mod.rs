@@ -7,13 +7,15 @@
 //! destroys the channel: one task owns the reading side, one the writing side, and everybody else
 //! talks to them through queues.
 
+mod bounded;
 mod client;
 mod frames;
 
 pub use client::{
     CREDIT_BYTES, Connected, Connector, ITEM_BYTES_MIN, Link, LinkError, Stream, item_cost,
 };
-pub use frames::{Frames, spawn as spawn_frames};
+pub use bounded::Bounded;
+pub use frames::{Frames, Outgoing, spawn as spawn_frames};
 
 use commonware_cryptography::{ChaCha20Poly1305, ed25519::PrivateKey};
 use commonware_stream::{

@@ -30,8 +30,9 @@ pub struct ResultLabel {
 /// Why a peer was turned away.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub struct ReasonLabel {
-    /// `connections`, `handshake_rate`, `handshake`, `unauthorized`, `unsupported_version`,
-    /// `mismatch`, `malformed` or `streams`.
+    /// `connections`, `handshake_rate`, `handshakes`, `handshake`, `unauthorized`,
+    /// `unsupported_version`, `mismatch`, `malformed`, `streams`, `slow_reader`, or the code of
+    /// another refusal.
     pub reason: &'static str,
 }
 
@@ -49,6 +50,8 @@ pub struct Metrics {
     pub request_duration: Registered<Durations>,
     /// Peers turned away.
     pub rejected: Registered<Family<ReasonLabel, Counter>>,
+    /// Bytes of answers that are made or not yet read.
+    pub unread_bytes: Registered<Gauge>,
     /// Requests that had to wait for their key's quota.
     pub throttled: Registered<Counter>,
 }
@@ -78,6 +81,11 @@ impl Metrics {
                 "rejected",
                 "Connections and requests turned away by reason",
                 Family::default(),
+            ),
+            unread_bytes: registry.register(
+                "unread_bytes",
+                "Bytes of answers to replicas that are being made or are not yet read",
+                Gauge::default(),
             ),
             throttled: registry.register(
                 "throttled",

@@ -6,6 +6,7 @@
 //! Peers are strangers: a key is only a claim until the handshake ends, so addresses are limited
 //! before it and keys after it. Whatever a peer can make grow is bounded in [`limits`].
 
+mod budget;
 pub mod limits;
 mod listener;
 mod metrics;
@@ -14,13 +15,17 @@ mod session;
 pub use listener::{Handle, spawn};
 pub use metrics::{DURATION_BUCKETS, Metrics};
 
-use crate::{checkpoint::SignedCheckpoint, ledger::Ledger, runtime::Runtime};
-use arc_swap::ArcSwap;
+use crate::{
+    checkpoint::{Rotations, SignedCheckpoint},
+    ledger::Ledger,
+    runtime::Runtime,
+};
 use commonware_cryptography::ed25519::{PrivateKey, PublicKey};
 use std::{collections::HashSet, sync::Arc, time::Duration};
+use tokio::sync::{Semaphore, watch};
 
-/// Which client keys may connect; `None` lets everybody.
-pub type Authorized = Arc<ArcSwap<Option<HashSet<PublicKey>>>>;
+/// Which client keys may connect; `None` lets everybody. Sessions notice when it changes.
+pub type Authorized = Arc<watch::Sender<Option<HashSet<PublicKey>>>>;
 
 /// Told of a checkpoint that our own key signed and our ledger does not know.
 pub type Amnesia = Arc<dyn Fn(SignedCheckpoint) + Send + Sync>;
@@ -32,16 +37,14 @@ pub struct Config {
     pub identity: PrivateKey,
     /// Who may connect.
     pub authorized: Authorized,
-    /// Most connections at once, handshakes included.
-    pub connections_max: usize,
-    /// Most requests a second from one key.
-    pub requests_per_second: u32,
-    /// Most bytes a second to one key; `None` is unlimited.
-    pub bytes_per_second: Option<u64>,
+    /// What an operator allows.
+    pub limits: limits::Limits,
     /// How often the publisher signs again.
     pub heartbeat_interval: Duration,
     /// The key whose signatures show that this server forgot, and whom to tell.
     pub publisher: Option<(PublicKey, Amnesia)>,
+    /// How the publisher's keys followed each other.
+    pub rotations: Rotations,
 }
 
 /// What all sessions share.
@@ -50,6 +53,14 @@ pub(crate) struct Shared<E: Runtime> {
     pub(crate) ledger: Arc<Ledger<E>>,
     pub(crate) metrics: Metrics,
     pub(crate) quotas: limits::Quotas,
-    pub(crate) serving: tokio::sync::Semaphore,
-    pub(crate) draining: tokio::sync::watch::Receiver<bool>,
+    pub(crate) budget: Arc<budget::Budget>,
+    pub(crate) serving: Semaphore,
+    pub(crate) draining: watch::Receiver<bool>,
+}
+
+impl<E: Runtime> Shared<E> {
+    /// Whether `key` may connect.
+    pub(crate) fn authorizes(&self, key: &PublicKey) -> bool {
+        self.config.authorized.borrow().as_ref().is_none_or(|keys| keys.contains(key))
+    }
 }

@@ -1,18 +1,21 @@
 //! One connected replica: its greeting, its requests, its streams.
 
 use super::{
-    Shared, limits,
+    Shared,
+    budget::{Reader, Reservation},
+    limits,
     metrics::{RequestLabel, ResultLabel},
 };
 use crate::{
-    checkpoint::SignedCheckpoint,
+    checkpoint::{Checkpoint, Policy, Rotations, SignedCheckpoint},
     commit_log,
     database::{EXECUTION_VERSION, Error as DatabaseError, Fetch, types::Mode},
-    link::{Frames, HANDSHAKE_TIMEOUT, item_cost},
+    link::{Frames, HANDSHAKE_TIMEOUT, Outgoing, item_cost},
     runtime::Runtime,
     wire::{
-        ClientMessage, Code, FRAME_BYTES_MAX, Hello, RESPONSE_BYTES_MAX, RESPONSE_OPERATIONS_MAX,
-        Refused, Reply, Request, Response, ServerMessage, WIRE_VERSION, Welcome, peek_wire_version,
+        COMMIT_RECORD_BYTES_MAX, ClientMessage, Code, FRAME_BYTES_MAX, Hello, RESPONSE_BYTES_MAX,
+        RESPONSE_OPERATIONS_MAX, Refused, Reply, Request, Response, ServerMessage, WIRE_VERSION,
+        Welcome, peek_wire_version,
     },
 };
 use bytes::Bytes;
@@ -41,7 +44,8 @@ struct Credit {
 struct Session<E: Runtime> {
     shared: Arc<Shared<E>>,
     key: PublicKey,
-    outgoing: mpsc::Sender<Bytes>,
+    outgoing: mpsc::Sender<Outgoing>,
+    reader: Arc<Reader>,
     in_flight: Arc<Semaphore>,
     tasks: Mutex<HashMap<u64, Work>>,
 }
@@ -69,7 +73,7 @@ pub(super) async fn run<E: Runtime>(
         Err(refused) => {
             shared.metrics.reject(refused.code.as_str());
             tracing::info!(%address, client = %key, reason = %refused, "replica refused");
-            let _ = outgoing.send(Reply::Refused(refused).encode()).await;
+            let _ = outgoing.send(Reply::Refused(refused).encode().into()).await;
             flush(&context, &outgoing).await;
             return;
         }
@@ -78,16 +82,50 @@ pub(super) async fn run<E: Runtime>(
         shared: shared.clone(),
         key: key.clone(),
         outgoing,
+        reader: shared.budget.reader(),
         in_flight: Arc::new(Semaphore::new(limits::REQUESTS_IN_FLIGHT_MAX)),
         tasks: Mutex::new(HashMap::new()),
     });
-    let reason = listen(&context, &session, &mut incoming).await;
+    let reason = tokio::select! {
+        reason = listen(&context, &session, &mut incoming) => reason,
+        () = session.reader.cut() => {
+            shared.metrics.reject("slow_reader");
+            "it did not read its answers"
+        }
+        () = unauthorized(shared, &key) => {
+            shared.metrics.reject("unauthorized");
+            session.dismiss(&context).await;
+            "its key is no longer authorised"
+        }
+    };
     session.tasks.lock().clear();
+    session.reader.leave();
     tracing::info!(%address, client = %key, reason, "replica disconnected");
 }
 
+/// Answers a connection's greeting with a refusal, and closes it.
+pub(super) async fn refuse<E: Runtime>(context: &E, frames: Frames, refused: Refused) {
+    let (outgoing, mut incoming, _guard) = frames.split();
+    tokio::select! {
+        _ = incoming.recv() => {}
+        () = context.sleep(HANDSHAKE_TIMEOUT) => return,
+    }
+    let _ = outgoing.send(Reply::Refused(refused).encode().into()).await;
+    flush(context, &outgoing).await;
+}
+
+/// Waits until `key` is no longer among the authorised ones.
+async fn unauthorized<E: Runtime>(shared: &Shared<E>, key: &PublicKey) {
+    let mut authorized = shared.config.authorized.subscribe();
+    while shared.authorizes(key) {
+        if authorized.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
 /// Gives the writer time to send what is queued, since dropping the connection drops the queue.
-async fn flush<E: Runtime>(context: &E, outgoing: &mpsc::Sender<Bytes>) {
+async fn flush<E: Runtime>(context: &E, outgoing: &mpsc::Sender<Outgoing>) {
     for _ in 0..100 {
         if outgoing.capacity() == outgoing.max_capacity() {
             break;
@@ -101,7 +139,7 @@ async fn flush<E: Runtime>(context: &E, outgoing: &mpsc::Sender<Bytes>) {
 async fn greet<E: Runtime>(
     context: &E,
     shared: &Shared<E>,
-    outgoing: &mpsc::Sender<Bytes>,
+    outgoing: &mpsc::Sender<Outgoing>,
     incoming: &mut mpsc::Receiver<Bytes>,
 ) -> Result<Hello, Refused> {
     let frame = tokio::select! {
@@ -133,8 +171,9 @@ async fn greet<E: Runtime>(
         bytes_max: u32::try_from(RESPONSE_BYTES_MAX).unwrap_or(FRAME_BYTES_MAX),
         requests_max: u32::try_from(limits::REQUESTS_IN_FLIGHT_MAX).unwrap_or(u32::MAX),
         heartbeat_interval: shared.config.heartbeat_interval,
+        rotations: shared.config.rotations.clone(),
     };
-    let _ = outgoing.send(Reply::Welcome(Box::new(welcome)).encode()).await;
+    let _ = outgoing.send(Reply::Welcome(Box::new(welcome)).encode().into()).await;
     Ok(hello)
 }
 
@@ -167,10 +206,9 @@ fn check_memory<E: Runtime>(shared: &Shared<E>, hello: &Hello) -> Result<(), Ref
     };
     // Read after the claim came: our own head cannot be older than it by honest means.
     let head = shared.ledger.head().checkpoint;
-    let ours = claim.publisher == *publisher && claim.checkpoint.database == head.database;
     let beyond = claim.checkpoint.sequence > head.sequence;
     let other = claim.checkpoint.sequence == head.sequence && !claim.checkpoint.same_state(&head);
-    if !ours || !(beyond || other) || !claim.signature_is_valid() {
+    if !(beyond || other) || !is_ours(shared, publisher, &head, hello, claim) {
         return Ok(());
     }
     tell(claim.clone());
@@ -178,6 +216,25 @@ fn check_memory<E: Runtime>(shared: &Shared<E>, hello: &Hello) -> Result<(), Ref
         Code::Internal,
         format!("this server forgot its own commit {}", claim.checkpoint.sequence),
     ))
+}
+
+/// Whether a key of ours signed `claim`: the present one, one before it, or, if we forgot a
+/// rotation as well, one that followed it.
+fn is_ours<E: Runtime>(
+    shared: &Shared<E>,
+    publisher: &PublicKey,
+    head: &Checkpoint,
+    hello: &Hello,
+    claim: &SignedCheckpoint,
+) -> bool {
+    let mut publishers = vec![publisher.clone()];
+    publishers.extend(shared.config.rotations.0.iter().map(|rotation| rotation.retired.clone()));
+    let (database, family) = (head.database, head.family);
+    let rotations = Rotations::default();
+    let mut policy = Policy { publishers, database, family, rotations };
+    // A chain that contradicts ours does not make the claim another's.
+    let _ = policy.learn(&hello.rotations);
+    policy.verify(claim).is_ok()
 }
 
 /// Reads messages until there is a reason to stop.
@@ -202,7 +259,9 @@ async fn listen<E: Runtime>(
         };
         match message {
             ClientMessage::Ping => {
-                if session.outgoing.send(ServerMessage::Pong.encode()).await.is_err() {
+                let pong = ServerMessage::Pong.encode();
+                let reservation = session.reader.reserve(pong.len()).await;
+                if session.outgoing.send(reservation.queue(pong)).await.is_err() {
                     return "closed";
                 }
             }
@@ -327,7 +386,9 @@ impl<E: Runtime> Session<E> {
         let metrics = &self.shared.metrics;
         let result = match request {
             Request::Checkpoint => {
-                Ok(Some(Response::Checkpoint(Box::new(self.shared.ledger.head()))))
+                let reservation = self.reader.reserve(SMALL_BYTES).await;
+                let head = Box::new(self.shared.ledger.head());
+                Ok(Some((Response::Checkpoint(head), reservation)))
             }
             Request::Fetch(fetch) => self.fetch(fetch).await.map(Some),
             Request::Follow { sequence, .. } => {
@@ -355,29 +416,64 @@ impl<E: Runtime> Session<E> {
             .observe(elapsed.as_secs_f64());
         match result {
             Ok(None) => {}
-            Ok(Some(response)) => {
-                self.send(context, id, response).await;
+            Ok(Some((response, reservation))) => {
+                self.send(context, id, response, reservation).await;
             }
             Err(refused) => {
-                self.send(context, id, Response::Refused(refused)).await;
+                self.send_small(context, id, Response::Refused(refused)).await;
             }
         }
     }
 
     /// Queues a message, within the byte quota of the client's key; false if it is gone.
-    async fn send(&self, context: &E, id: u64, response: Response) -> bool {
+    async fn send(
+        &self,
+        context: &E,
+        id: u64,
+        response: Response,
+        reservation: Reservation,
+    ) -> bool {
         let frame = ServerMessage::Response { id, response }.encode();
+        let mut price = self.shared.quotas.price(frame.len());
         loop {
-            let delay = self.shared.quotas.bytes_delay(&self.key, frame.len());
+            let delay = self.shared.quotas.pay(&self.key, &mut price);
             if delay.is_zero() {
                 break;
             }
             context.sleep(delay).await;
         }
-        self.outgoing.send(frame).await.is_ok()
+        self.outgoing.send(reservation.queue(frame)).await.is_ok()
     }
 
-    async fn fetch(&self, fetch: Fetch) -> Result<Response, Refused> {
+    /// Sends what has a small bounded size.
+    async fn send_small(&self, context: &E, id: u64, response: Response) -> bool {
+        let reservation = self.reader.reserve(SMALL_BYTES).await;
+        self.send(context, id, response, reservation).await
+    }
+
+    /// Tells every stream that the client is not wanted any more.
+    async fn dismiss(&self, context: &E) {
+        let streams: Vec<u64> = {
+            let mut tasks = self.tasks.lock();
+            let streams = tasks.iter().filter(|(_, work)| work.credit.is_some());
+            let ids = streams.map(|(id, _)| *id).collect();
+            tasks.clear();
+            ids
+        };
+        let telling = async {
+            for id in streams {
+                let refused = Refused::new(Code::Unauthorized, "the key is no longer authorised");
+                self.send_small(context, id, Response::Refused(refused)).await;
+            }
+            flush(context, &self.outgoing).await;
+        };
+        tokio::select! {
+            () = telling => {}
+            () = context.sleep(limits::RETRY_AFTER) => {}
+        }
+    }
+
+    async fn fetch(&self, fetch: Fetch) -> Result<(Response, Reservation), Refused> {
         let fetch = match fetch {
             Fetch::Operations { size, start, max } => {
                 let max = max.min(NonZeroU64::new(RESPONSE_OPERATIONS_MAX).unwrap_or(max));
@@ -385,12 +481,14 @@ impl<E: Runtime> Session<E> {
             }
             Fetch::Boundary { .. } => fetch,
         };
+        // Before anything is read: a peer that does not take its answers gets no more made.
+        let reservation = self.reader.reserve(RESPONSE_BYTES_MAX + SMALL_BYTES).await;
         let _turn = self.shared.serving.acquire().await;
         match self.shared.ledger.serve(fetch, RESPONSE_BYTES_MAX).await {
             Ok(served) if served.body.len() > FRAME_BYTES_MAX as usize - 64 => {
                 Err(Refused::new(Code::TooLarge, "one operation is larger than a frame"))
             }
-            Ok(served) => Ok(Response::Operations(served.body)),
+            Ok(served) => Ok((Response::Operations(served.body), reservation)),
             Err(DatabaseError::Pruned) => {
                 Err(Refused::new(Code::Pruned, "these operations are no longer held"))
             }
@@ -419,15 +517,18 @@ impl<E: Runtime> Session<E> {
             bounds.borrow_and_update();
             heads.borrow_and_update();
             while last < log.bounds().last {
-                let commit = log.read(last + 1).await.map_err(refuse_read)?;
-                last = commit.sequence();
-                signed_at_ms = commit.checkpoint.checkpoint.signed_at_ms;
                 while credit.bytes.load(Ordering::Acquire) <= 0 {
                     credit.more.notified().await;
                 }
+                // Before it is read: followers that do not read hold no commits in memory.
+                let reservation = self.reader.reserve(COMMIT_RECORD_BYTES_MAX).await;
+                let commit = log.read(last + 1).await.map_err(refuse_read)?;
+                last = commit.sequence();
+                signed_at_ms = commit.checkpoint.checkpoint.signed_at_ms;
                 let cost = i64::from(item_cost(commit.encode_size()));
                 credit.bytes.fetch_sub(cost, Ordering::AcqRel);
-                if !self.send(context, id, Response::Commit(Box::new(commit))).await {
+                let response = Response::Commit(Box::new(commit));
+                if !self.send(context, id, response, reservation).await {
                     return Ok(());
                 }
             }
@@ -440,7 +541,7 @@ impl<E: Runtime> Session<E> {
             let head = self.shared.ledger.head();
             if head.checkpoint.sequence == last && head.checkpoint.signed_at_ms > signed_at_ms {
                 signed_at_ms = head.checkpoint.signed_at_ms;
-                if !self.send(context, id, Response::Checkpoint(Box::new(head))).await {
+                if !self.send_small(context, id, Response::Checkpoint(Box::new(head))).await {
                     return Ok(());
                 }
             }
@@ -461,10 +562,8 @@ impl<E: Runtime> Session<E> {
         let mut heads = self.shared.ledger.subscribe();
         loop {
             let head: SignedCheckpoint = heads.borrow_and_update().clone();
-            let frame =
-                ServerMessage::Response { id, response: Response::Checkpoint(Box::new(head)) };
             // A slow reader skips checkpoints: only the newest is worth sending.
-            if self.outgoing.send(frame.encode()).await.is_err() {
+            if !self.send_small(context, id, Response::Checkpoint(Box::new(head))).await {
                 return Ok(());
             }
             context.sleep(WATCH_INTERVAL).await;
@@ -475,6 +574,8 @@ impl<E: Runtime> Session<E> {
     }
 }
 
+/// Most bytes of an answer without operations or commits, and what comes on top of operations.
+const SMALL_BYTES: usize = 2048;
 /// Shortest time between two checkpoints sent to a client in state sync.
 const WATCH_INTERVAL: Duration = Duration::from_millis(200);
 

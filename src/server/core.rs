@@ -8,13 +8,18 @@ use super::{
     state::{Record, State},
 };
 use crate::{
-    checkpoint::{Checkpoint, Identity, Parameters, unix_ms},
+    checkpoint::{
+        Checkpoint, Identity, Parameters, RotationStore, Rotations, SignedCheckpoint, unix_ms,
+    },
     database::{self, Kind, OpenAt},
     ledger::{self, History, Ledger},
     runtime::Runtime,
-    serve::{self, Amnesia, Authorized},
+    serve::{self, Amnesia, Authorized, limits::Limits},
 };
-use commonware_cryptography::{Signer as _, ed25519::PrivateKey};
+use commonware_cryptography::{
+    Signer as _,
+    ed25519::{PrivateKey, PublicKey},
+};
 use std::{sync::Arc, time::Duration};
 use tokio::sync::mpsc;
 
@@ -44,12 +49,8 @@ pub struct Setup {
     pub queue_requests_max: usize,
     /// Who may connect.
     pub authorized: Authorized,
-    /// Most connections at once.
-    pub connections_max: usize,
-    /// Most requests a second from one key.
-    pub requests_per_second: u32,
-    /// Most bytes a second to one key.
-    pub bytes_per_second: Option<u64>,
+    /// What replicas may use.
+    pub limits: Limits,
 }
 
 /// How the generator works.
@@ -123,7 +124,7 @@ pub struct Core<E: Runtime> {
     /// The listener.
     pub serving: serve::Handle,
     /// Claims of clients that show that this server forgot.
-    pub amnesia: mpsc::Receiver<crate::checkpoint::SignedCheckpoint>,
+    pub amnesia: mpsc::Receiver<SignedCheckpoint>,
     generating: Option<commonware_runtime::Handle<()>>,
 }
 
@@ -136,7 +137,9 @@ pub async fn start<E: Runtime>(
 ) -> Result<Core<E>, Error> {
     let (state, record, is_new) = open_record(&context, &setup).await?;
     let identity = record.identity();
+    let rotations = RotationStore::open(context.child("publisher_keys")).await?.all();
     let (ledger, idempotency) = open_ledger(&context, &setup, &record, is_new).await?;
+    check_publisher(&ledger.head(), &rotations, &setup.publisher.public_key())?;
     // Written last: what has no record is no database, and is made again.
     if is_new {
         state.put(record.clone()).await?;
@@ -166,7 +169,8 @@ pub async fn start<E: Runtime>(
             .await
             .map_err(|error| Error::Generate(error.to_string()))?;
     }
-    let (amnesia, serving) = serve(&context, &setup, &ledger, serve_metrics, listener);
+    let (amnesia, serving) =
+        serve(&context, &setup, rotations, &ledger, serve_metrics, listener);
     let generating = generate(&context, &setup, &record, &publisher);
     Ok(Core { identity, ledger, publisher, publishing, serving, amnesia, generating })
 }
@@ -174,10 +178,11 @@ pub async fn start<E: Runtime>(
 fn serve<E: Runtime>(
     context: &E,
     setup: &Setup,
+    rotations: Rotations,
     ledger: &Arc<Ledger<E>>,
     metrics: serve::Metrics,
     listener: <E as commonware_runtime::Network>::Listener,
-) -> (mpsc::Receiver<crate::checkpoint::SignedCheckpoint>, serve::Handle) {
+) -> (mpsc::Receiver<SignedCheckpoint>, serve::Handle) {
     let (tell, amnesia) = mpsc::channel(1);
     let tell: Amnesia = Arc::new(move |claim| {
         let _ = tell.try_send(claim);
@@ -185,11 +190,10 @@ fn serve<E: Runtime>(
     let config = serve::Config {
         identity: setup.identity.clone(),
         authorized: setup.authorized.clone(),
-        connections_max: setup.connections_max,
-        requests_per_second: setup.requests_per_second,
-        bytes_per_second: setup.bytes_per_second,
+        limits: setup.limits,
         heartbeat_interval: setup.heartbeat_interval,
         publisher: Some((setup.publisher.public_key(), tell)),
+        rotations,
     };
     let serving = serve::spawn(context.child("serve"), config, ledger.clone(), metrics, listener);
     (amnesia, serving)
@@ -294,14 +298,27 @@ async fn open_ledger<E: Runtime>(
             head.checkpoint.database
         )));
     }
-    if head.publisher != setup.publisher.public_key() {
+    Ok((ledger, idempotency))
+}
+
+/// The key must be the one that signs now.
+fn check_publisher(
+    head: &SignedCheckpoint,
+    rotations: &Rotations,
+    key: &PublicKey,
+) -> Result<(), Error> {
+    let rotated = rotations.0.last().map(|rotation| &rotation.successor);
+    if rotated.is_some_and(|successor| *successor != head.publisher) {
+        let text = "'syncctl rotate-key' was interrupted: run it again";
+        return Err(Error::Mismatch(text.into()));
+    }
+    if head.publisher != *key {
         return Err(Error::Mismatch(format!(
-            "the newest commit was signed by publisher key {}, but --publisher-key is {}",
-            head.publisher,
-            setup.publisher.public_key()
+            "the newest commit was signed by publisher key {}, but --publisher-key is {key}; a new key takes over by 'syncctl rotate-key'",
+            head.publisher
         )));
     }
-    Ok((ledger, idempotency))
+    Ok(())
 }
 
 /// A ledger that begins with the empty database's state, signed as sequence 0.

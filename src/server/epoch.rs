@@ -2,42 +2,27 @@
 
 use super::{
     core::{Error, GENERATION},
-    run::load_key,
+    run::{failure, load_key},
     state::State,
 };
 use crate::{
-    checkpoint::{Checkpoint, unix_ms},
+    checkpoint::{Checkpoint, RotationStore, unix_ms},
     daemon::{self, Failure},
     database::{self, Kind, OpenAt, types::DatabaseId},
-    exit, keys,
+    keys,
     ledger::Ledger,
-    lifecycle::DirectoryLock,
     runtime::Runtime,
 };
 use commonware_cryptography::ed25519::PrivateKey;
-use std::{path::Path, sync::Mutex};
+use std::path::Path;
 
 /// Begins a new epoch in `storage_dir`: the data stay, the identity changes, and clients adopt it
 /// by hand only. Safe to run again if it was interrupted.
 pub fn new_epoch(storage_dir: &Path, publisher_key: Option<&Path>) -> Result<DatabaseId, Failure> {
-    if !daemon::data_dir(storage_dir).is_dir() {
-        let text = format!("{} holds no server's storage", storage_dir.display());
-        return Err(Failure::new(exit::DATA, text));
-    }
-    let _lock = DirectoryLock::take(storage_dir)?;
-    let publisher = load_key(publisher_key, storage_dir, "publisher.key")?;
-    let made = Mutex::new(None);
-    let (publisher, result) = (&publisher, &made);
-    daemon::run_on_runtime(storage_dir, |context| async move {
-        let id = begin(&context, publisher).await.map_err(|error| {
-            let code = if error.is_damage() { exit::DATA } else { exit::IO };
-            Failure::new(code, error.to_string())
-        })?;
-        *result.lock().expect("nobody else holds it") = Some(id);
-        Ok(())
+    let id = daemon::with_storage(storage_dir, |context| async move {
+        let publisher = load_key(publisher_key, storage_dir, "publisher.key")?;
+        Ok(begin(&context, &publisher).await.map_err(failure)?)
     })?;
-    let id = made.into_inner().expect("nobody else holds it");
-    let id = id.ok_or_else(|| Failure::new(exit::INTERNAL, "no identity was made"))?;
     keys::write_public_file(&daemon::public_dir(storage_dir), "database.id", &id.to_string())?;
     Ok(id)
 }
@@ -59,6 +44,8 @@ async fn begin<E: Runtime>(context: &E, publisher: &PrivateKey) -> Result<Databa
         database::open(context.child("database"), kind, GENERATION, OpenAt::Latest).await?;
     let (found, metadata) = (database.state()?, database.metadata().await?);
     let now_ms = unix_ms(context.current());
+    // The new history begins with the present key: how it came to sign the old one is no matter.
+    RotationStore::open(context.child("publisher_keys")).await?.clear().await?;
     let base = Checkpoint {
         database: id,
         family: kind.family,

@@ -7,8 +7,10 @@ pub mod generator;
 pub mod idempotency;
 mod metrics;
 pub mod publisher;
+mod rotate;
 mod run;
 pub mod state;
 
 pub use epoch::new_epoch;
+pub use rotate::{Rotated, rotate_key};
 pub use run::main;

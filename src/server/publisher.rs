@@ -11,9 +11,9 @@ use super::{
 use crate::{
     api::{Receipt, WriteError, WriteRequest},
     checkpoint::{Checkpoint, SignedCheckpoint, unix_ms},
-    commit_log::{Base, CHANGES_MAX, Commit, IDEMPOTENCY_ENTRIES_MAX, IdempotencyEntry},
+    commit_log::{CHANGES_MAX, Commit, IDEMPOTENCY_ENTRIES_MAX, IdempotencyEntry},
     database::{
-        EXECUTION_VERSION, WriteRule,
+        WriteRule,
         record::CommitMetadata,
         types::{Change, Digest},
     },
@@ -28,10 +28,12 @@ use std::{
     sync::Arc,
     time::{Duration, SystemTime},
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 /// How often log and database are looked after.
 const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(1);
+/// Bytes of changes that may wait in the queue.
+pub const QUEUE_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// When a writer should come back that met a full queue.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
@@ -53,12 +55,14 @@ struct Submission {
     bytes: usize,
     source: Source,
     answer: Answer,
+    _waits: OwnedSemaphorePermit,
 }
 
 /// The way to the publisher.
 #[derive(Clone)]
 pub struct Handle {
     queue: mpsc::Sender<Submission>,
+    queue_bytes: Arc<Semaphore>,
     metrics: Arc<Metrics>,
     rule: WriteRule,
 }
@@ -71,8 +75,11 @@ impl Handle {
         source: Source,
     ) -> Result<Receipt, WriteError> {
         let bytes = self.check(&request)?;
+        let busy = WriteError::Busy { retry_after: RETRY_AFTER };
+        let room = u32::try_from(bytes).unwrap_or(u32::MAX);
+        let waits = self.queue_bytes.clone().try_acquire_many_owned(room).map_err(|_| busy)?;
         let (answer, answered) = oneshot::channel();
-        let submission = Submission { request, bytes, source, answer };
+        let submission = Submission { request, bytes, source, answer, _waits: waits };
         self.queue.try_send(submission).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => WriteError::Busy { retry_after: RETRY_AFTER },
             mpsc::error::TrySendError::Closed(_) => {
@@ -157,8 +164,12 @@ pub fn spawn<E: Runtime>(
     errors: Arc<StorageErrors>,
 ) -> (Handle, commonware_runtime::Handle<Result<(), Error>>) {
     let (sender, queue) = mpsc::channel(config.queue_requests_max);
-    let handle =
-        Handle { queue: sender, metrics: metrics.clone(), rule: ledger.kind().write_rule() };
+    let handle = Handle {
+        queue: sender,
+        queue_bytes: Arc::new(Semaphore::new(QUEUE_BYTES_MAX)),
+        metrics: metrics.clone(),
+        rule: ledger.kind().write_rule(),
+    };
     let task = context.child("publisher").spawn(move |context| {
         Publisher { context, config, ledger, idempotency, metrics, errors, queue, next: None }.run()
     });
@@ -275,24 +286,15 @@ impl<E: Runtime> Publisher<E> {
             committed_at_ms: unix_ms(started).max(head.committed_at_ms),
         };
         let prepared = self.ledger.prepare(&group.changes, metadata).await?;
-        let checkpoint = Checkpoint {
-            sequence: metadata.sequence,
-            floor: prepared.state.floor,
-            size: prepared.state.size,
-            root: prepared.state.root,
-            operations_root: prepared.state.operations_root,
-            committed_at_ms: metadata.committed_at_ms,
-            signed_at_ms: unix_ms(started).max(head.signed_at_ms + 1),
-            ..head
-        }
-        .sign(&self.config.key);
-        let commit = Commit {
-            base: Base { size: head.size, root: head.root },
-            execution: EXECUTION_VERSION,
-            changes: group.changes,
-            idempotency: group.idempotency,
-            checkpoint,
-        };
+        let commit = Commit::following(
+            head.clone(),
+            prepared.state,
+            metadata,
+            group.changes,
+            group.idempotency,
+            unix_ms(started),
+            &self.config.key,
+        );
         self.ledger.commit(std::slice::from_ref(&commit), prepared).await?;
         self.idempotency.remember(&commit);
         self.count(&commit, &head, &group.answers, started);

@@ -13,7 +13,7 @@ use crate::{
     serve::Authorized,
     telemetry::logs::{self, Level},
 };
-use arc_swap::{ArcSwap, ArcSwapOption};
+use arc_swap::ArcSwapOption;
 use commonware_cryptography::{Signer as _, ed25519::PrivateKey};
 use commonware_runtime::{Listener as _, Network as _, Supervisor as _, tokio::Context};
 use std::{ffi::OsString, net::SocketAddr, path::Path, process::ExitCode, sync::Arc};
@@ -59,7 +59,7 @@ fn load_authorized(config: &Config) -> Result<Authorized, Failure> {
     if keys.is_none() {
         tracing::warn!("any replica may connect: there is no --authorized-clients");
     }
-    Ok(Arc::new(ArcSwap::from_pointee(keys)))
+    Ok(Arc::new(watch::Sender::new(keys)))
 }
 
 fn setup(
@@ -79,9 +79,7 @@ fn setup(
         heartbeat_interval: config.heartbeat_interval,
         queue_requests_max: config.queue_requests_max,
         authorized,
-        connections_max: config.connections_max,
-        requests_per_second: config.requests_per_second,
-        bytes_per_second: config.bytes_per_second,
+        limits: config.limits,
     }
 }
 
@@ -209,7 +207,7 @@ async fn supervise(core: &mut Core<Context>) -> Failure {
     }
 }
 
-fn failure(error: Error) -> Failure {
+pub(super) fn failure(error: Error) -> Failure {
     let code = if error.is_damage() { exit::DATA } else { exit::IO };
     Failure::new(code, error.to_string())
 }
@@ -220,7 +218,7 @@ fn reload(config: &Config, authorized: &Authorized, tokens: &Tokens, level: &Lev
         match keys::load_authorized(path) {
             Ok(keys) => {
                 tracing::info!(keys = keys.len(), "authorised clients reloaded");
-                authorized.store(Arc::new(Some(keys)));
+                authorized.send_replace(Some(keys));
             }
             Err(error) => tracing::error!(%error, "the old list of clients stays in force"),
         }

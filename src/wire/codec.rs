@@ -1,11 +1,11 @@
 //! The encoding of the messages: a byte for each variant, big-endian integers, bounded lengths.
 
 use super::{
-    ClientMessage, Code, FRAME_BYTES_MAX, Hello, Refused, Reply, Request, Response, ServerMessage,
-    Welcome,
+    ClientMessage, Code, Hello, RESPONSE_BYTES_ACCEPTED, Refused, Reply, Request, Response,
+    ServerMessage, Welcome,
 };
 use crate::{
-    checkpoint::SignedCheckpoint,
+    checkpoint::{Rotations, SignedCheckpoint},
     commit_log::Commit,
     database::{
         ExecutionVersion, Fetch,
@@ -61,12 +61,17 @@ impl Write for Hello {
         self.mode.write(buf);
         self.database.write(buf);
         self.newest.write(buf);
+        self.rotations.write(buf);
     }
 }
 
 impl EncodeSize for Hello {
     fn encode_size(&self) -> usize {
-        2 + ExecutionVersion::SIZE + 2 + self.database.encode_size() + self.newest.encode_size()
+        2 + ExecutionVersion::SIZE
+            + 2
+            + self.database.encode_size()
+            + self.newest.encode_size()
+            + self.rotations.encode_size()
     }
 }
 
@@ -80,6 +85,7 @@ impl Read for Hello {
             mode: Mode::read(buf)?,
             database: Option::read(buf)?,
             newest: Option::read(buf)?,
+            rotations: Rotations::read(buf)?,
         })
     }
 }
@@ -129,6 +135,7 @@ impl Write for Reply {
                 welcome.bytes_max.write(buf);
                 welcome.requests_max.write(buf);
                 write_duration(welcome.heartbeat_interval, buf);
+                welcome.rotations.write(buf);
             }
             Self::Refused(refused) => {
                 1u8.write(buf);
@@ -141,8 +148,9 @@ impl Write for Reply {
 impl EncodeSize for Reply {
     fn encode_size(&self) -> usize {
         1 + match self {
-            Self::Welcome(_) => {
-                ExecutionVersion::SIZE + 1 + SignedCheckpoint::SIZE + 8 + 8 + 4 + 4 + 8
+            Self::Welcome(welcome) => {
+                let fixed = ExecutionVersion::SIZE + 1 + SignedCheckpoint::SIZE + 8 + 8 + 4 + 4 + 8;
+                fixed + welcome.rotations.encode_size()
             }
             Self::Refused(refused) => refused.encode_size(),
         }
@@ -162,6 +170,7 @@ impl Read for Reply {
                 bytes_max: u32::read(buf)?,
                 requests_max: u32::read(buf)?,
                 heartbeat_interval: read_duration(buf)?,
+                rotations: Rotations::read(buf)?,
             }))),
             1 => Ok(Self::Refused(Refused::read(buf)?)),
             other => Err(CodecError::InvalidEnum(other)),
@@ -323,7 +332,7 @@ impl Read for ServerMessage {
                 let response = match u8::read(buf)? {
                     0 => Response::Checkpoint(Box::new(SignedCheckpoint::read(buf)?)),
                     1 => {
-                        let range = RangeCfg::new(0..=FRAME_BYTES_MAX as usize);
+                        let range = RangeCfg::new(0..=RESPONSE_BYTES_ACCEPTED);
                         Response::Operations(Bytes::read_cfg(buf, &range)?)
                     }
                     2 => Response::Commit(Box::new(Commit::read(buf)?)),

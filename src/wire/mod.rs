@@ -13,7 +13,7 @@ mod codec;
 pub use codec::peek_wire_version;
 
 use crate::{
-    checkpoint::SignedCheckpoint,
+    checkpoint::{Rotations, SignedCheckpoint},
     commit_log::Commit,
     database::{
         ExecutionVersion, Fetch,
@@ -24,15 +24,22 @@ use bytes::Bytes;
 use std::time::Duration;
 
 /// Version of these messages. A server refuses others by name.
-pub const WIRE_VERSION: u16 = 1;
+pub const WIRE_VERSION: u16 = 2;
 /// Namespace of the channel's handshake.
 pub const NAMESPACE: &[u8] = b"_SYNCD_LINK";
 /// Most bytes of one message.
 pub const FRAME_BYTES_MAX: u32 = 8 * 1024 * 1024;
 /// Most bytes of changes in one commit, so that its record fits a frame with room to spare.
 pub const COMMIT_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Most bytes of a commit's record: changes, idempotency keys, checkpoint.
+pub const COMMIT_RECORD_BYTES_MAX: usize = COMMIT_BYTES_MAX + 2 * 1024 * 1024;
+/// Most bytes of a message from a client.
+pub const CLIENT_MESSAGE_BYTES_MAX: usize = 20 * 1024;
 /// Most bytes of operations and proof that a server puts into one answer.
 pub const RESPONSE_BYTES_MAX: usize = 1024 * 1024;
+/// Most bytes of operations and proof that a client takes in one answer: a bound of the server's
+/// own, the largest operation that may go beyond it, and the proof.
+pub const RESPONSE_BYTES_ACCEPTED: usize = 2 * RESPONSE_BYTES_MAX;
 /// Most operations that a server puts into one answer.
 pub const RESPONSE_OPERATIONS_MAX: u64 = 10_000;
 
@@ -51,6 +58,8 @@ pub struct Hello {
     pub database: Option<DatabaseId>,
     /// Newest checkpoint that it has verified, so that a server can notice its own amnesia.
     pub newest: Option<SignedCheckpoint>,
+    /// How the publisher's keys followed each other, as far as the client learned it.
+    pub rotations: Rotations,
 }
 
 /// What a server answers to an acceptable [`Hello`].
@@ -72,6 +81,8 @@ pub struct Welcome {
     pub requests_max: u32,
     /// How often it signs an unchanged state again.
     pub heartbeat_interval: Duration,
+    /// How the publisher's keys followed each other.
+    pub rotations: Rotations,
 }
 
 /// Why a request or a connection is refused. None of these is a wrongdoing.

@@ -1,6 +1,8 @@
 //! Real daemons on free ports, and the requests that tests make of them.
 #![allow(dead_code, missing_docs, clippy::unwrap_used)]
 
+pub mod relay;
+
 use serde_json::Value;
 use std::{
     collections::BTreeMap,
@@ -108,6 +110,11 @@ pub fn command(binary: &str) -> Command {
     command
 }
 
+/// Runs `syncctl` to its end.
+pub fn syncctl(arguments: &[&str]) -> std::process::Output {
+    command("syncctl").args(arguments).output().unwrap()
+}
+
 impl Daemon {
     /// Starts a daemon on free ports and waits until it listens.
     pub fn start(binary: &str, storage: &Path, options: &[&str]) -> Self {
@@ -206,13 +213,16 @@ impl Daemon {
         self.status()["root"].as_str().unwrap_or_default().to_string()
     }
 
-    /// A sample of `/metrics`.
-    pub fn metric(&self, name: &str) -> f64 {
+    /// A sample of `/metrics`, if there is one of this name.
+    pub fn try_metric(&self, name: &str) -> Option<f64> {
         let text = get(&format!("{}/metrics", self.metrics)).body;
         let text = String::from_utf8(text).unwrap();
-        text.lines()
-            .find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
-            .unwrap_or_else(|| panic!("no sample '{name}' in:\n{text}"))
+        text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
+    }
+
+    /// A sample of `/metrics`.
+    pub fn metric(&self, name: &str) -> f64 {
+        self.try_metric(name).unwrap_or_else(|| panic!("no sample '{name}'"))
     }
 
     /// The lines of an export.
@@ -268,6 +278,11 @@ impl Daemon {
         self.signal(rustix::process::Signal::TERM);
         let status = self.wait();
         assert_eq!(status.code(), Some(0), "{}", self.log_tail());
+    }
+
+    /// Everything that was logged.
+    pub fn log_text(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
     pub fn log_tail(&self) -> String {

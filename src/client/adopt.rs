@@ -1,0 +1,32 @@
+//! A replica's storage is given to another database, by an operator's act (DESIGN §3.1).
+
+use super::{core::Error, pin, run::failure};
+use crate::{
+    checkpoint::{RotationStore, Store},
+    daemon::{self, Failure},
+    database::{Generations, types::DatabaseId},
+    runtime::Runtime,
+};
+use std::path::Path;
+
+/// Pins the storage of a stopped client to `database` and removes the replica of the one before;
+/// evidence and keys stay. Gives the identity that was pinned before. Safe to run again.
+pub fn adopt_database(storage_dir: &Path, database: DatabaseId) -> Result<DatabaseId, Failure> {
+    daemon::with_storage(storage_dir, |context| async move {
+        adopt(&context, database).await.map_err(failure)
+    })
+}
+
+async fn adopt<E: Runtime>(context: &E, database: DatabaseId) -> Result<DatabaseId, Error> {
+    let pinned = pin::read(context).await?.ok_or(Error::NotPinned)?;
+    if pinned.database == database {
+        return Ok(database);
+    }
+    let mut generations = Generations::open(context.child("generations")).await?;
+    generations.forget(context, pinned.family).await?;
+    Store::open(context.child("newest")).await?.clear().await?;
+    RotationStore::open(context.child("publisher_keys")).await?.clear().await?;
+    // Last: what is pinned to the old database holds nothing of it any more.
+    pin::write(context, pin::Pin { database, ..pinned }).await?;
+    Ok(pinned.database)
+}
