@@ -147,7 +147,9 @@ impl Evidence {
         })?;
         let kind = Kind { family: offered.family, hash: offered.hash };
         history_at(kind, offered.operations_root, offered.size, known.size, Bytes::from(body))
-            .map_err(|error| Unproved::NoContradiction(format!("the response proves nothing: {error}")))
+            .map_err(|error| {
+                Unproved::NoContradiction(format!("the response proves nothing: {error}"))
+            })
     }
 
     fn states(&self) -> String {

@@ -41,7 +41,9 @@ pub enum Refusal {
     #[error("the publisher key {0} is not trusted")]
     UntrustedPublisher(Digest),
     /// Signed by a key that has handed over to another.
-    #[error("the publisher key {key} was retired from commit {from} on, and signed commit {sequence}")]
+    #[error(
+        "the publisher key {key} was retired from commit {from} on, and signed commit {sequence}"
+    )]
     RetiredPublisher {
         /// The key.
         key: Digest,
@@ -308,9 +310,8 @@ mod tests {
         let (mut policy, first) = policy();
         let [second, third, other] = [2, 3, 4].map(PrivateKey::from_seed);
         let database = policy.database;
-        let rotate = |from, old: &PrivateKey, new: &PrivateKey| {
-            Rotation::new(database, from, old, new)
-        };
+        let rotate =
+            |from, old: &PrivateKey, new: &PrivateKey| Rotation::new(database, from, old, new);
         let chain = Rotations(vec![rotate(10, &first, &second), rotate(20, &second, &third)]);
         let reason = |policy: &Policy, sequence, key: &PrivateKey| {
             let signed = checkpoint(sequence, sequence * 10, 1, 1).sign(key);

@@ -100,7 +100,9 @@ impl Error {
             Self::Record(error) => {
                 matches!(error, commonware_storage::metadata::Error::Corruption(_))
             }
-            Self::Pinned { .. } | Self::NotPinned | Self::Family { .. } | Self::Layout { .. } => true,
+            Self::Pinned { .. } | Self::NotPinned | Self::Family { .. } | Self::Layout { .. } => {
+                true
+            }
         }
     }
 }

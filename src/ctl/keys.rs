@@ -142,9 +142,8 @@ const EVIDENCE_BYTES_MAX: u64 = 32 * 1024 * 1024;
 pub fn verify_evidence(args: &VerifyEvidenceArgs) -> Result<(), Failure> {
     let trusted: Result<Vec<_>, _> =
         args.trusted_keys.iter().map(|key| keys::parse_public(key)).collect();
-    let unreadable = |error: std::io::Error| {
-        Failure::new(exit::IO, format!("{}: {error}", args.file.display()))
-    };
+    let unreadable =
+        |error: std::io::Error| Failure::new(exit::IO, format!("{}: {error}", args.file.display()));
     let mut text = Vec::new();
     let file = std::fs::File::open(&args.file).map_err(unreadable)?;
     file.take(EVIDENCE_BYTES_MAX + 1).read_to_end(&mut text).map_err(unreadable)?;

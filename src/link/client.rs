@@ -340,7 +340,9 @@ impl<E: Runtime> Link<E> {
         self.pending.lock().insert(id, pending);
         let message = ClientMessage::Request { id, trace: None, request };
         // The dispatcher closes what is pending when the connection ends, so check after insert.
-        if self.closed.borrow().is_some() || self.outgoing.send(message.encode().into()).await.is_err() {
+        if self.closed.borrow().is_some()
+            || self.outgoing.send(message.encode().into()).await.is_err()
+        {
             self.pending.lock().remove(&id);
             return Err(self.why_closed());
         }

@@ -167,7 +167,9 @@ impl Drop for Reservation {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use commonware_runtime::{Clock as _, Runner as _, Spawner as _, Supervisor as _, deterministic};
+    use commonware_runtime::{
+        Clock as _, Runner as _, Spawner as _, Supervisor as _, deterministic,
+    };
 
     #[test]
     fn what_is_written_is_given_back() {

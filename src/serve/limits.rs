@@ -90,8 +90,8 @@ impl Quotas {
         };
         let rate = limits.handshakes_per_second;
         let burst = rate.saturating_mul(HANDSHAKES_BURST_SECONDS);
-        let handshakes = Quota::per_second(positive(u64::from(rate)))
-            .allow_burst(positive(u64::from(burst)));
+        let handshakes =
+            Quota::per_second(positive(u64::from(rate))).allow_burst(positive(u64::from(burst)));
         let requests = Quota::per_second(positive(u64::from(limits.requests_per_second)));
         Self {
             handshakes: RateLimiter::dashmap(handshakes),

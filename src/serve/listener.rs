@@ -170,8 +170,7 @@ fn admit<E: Runtime>(
         shared.metrics.reject("handshake_rate");
         return None;
     }
-    let of_address =
-        Counted::new(&places.handshakes_of, group, limits::HANDSHAKES_PER_ADDRESS_MAX);
+    let of_address = Counted::new(&places.handshakes_of, group, limits::HANDSHAKES_PER_ADDRESS_MAX);
     let of_all = places.handshakes.clone().try_acquire_owned().ok();
     match (of_all, of_address) {
         (Some(of_all), Some(of_address)) => {
@@ -202,9 +201,10 @@ fn place<E: Runtime>(
     let max = limits.connections_per_address;
     let of_address = Counted::new(&places.sessions_of, group, max)
         .ok_or_else(|| busy(format!("this address has {max} connections already")))?;
-    let of_all = places.sessions.clone().try_acquire_owned().map_err(|_| {
-        busy(format!("this server has {} connections already", limits.connections))
-    })?;
+    let of_all =
+        places.sessions.clone().try_acquire_owned().map_err(|_| {
+            busy(format!("this server has {} connections already", limits.connections))
+        })?;
     Ok(Place { _of_all: of_all, _of_address: of_address })
 }
 

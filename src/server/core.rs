@@ -169,8 +169,7 @@ pub async fn start<E: Runtime>(
             .await
             .map_err(|error| Error::Generate(error.to_string()))?;
     }
-    let (amnesia, serving) =
-        serve(&context, &setup, rotations, &ledger, serve_metrics, listener);
+    let (amnesia, serving) = serve(&context, &setup, rotations, &ledger, serve_metrics, listener);
     let generating = generate(&context, &setup, &record, &publisher);
     Ok(Core { identity, ledger, publisher, publishing, serving, amnesia, generating })
 }

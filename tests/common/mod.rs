@@ -1,6 +1,8 @@
 //! Real daemons on free ports, and the requests that tests make of them.
 #![allow(dead_code, missing_docs, clippy::unwrap_used)]
 
+pub mod peer;
+pub mod proxy;
 pub mod relay;
 
 use serde_json::Value;
@@ -217,7 +219,8 @@ impl Daemon {
     pub fn try_metric(&self, name: &str) -> Option<f64> {
         let text = get(&format!("{}/metrics", self.metrics)).body;
         let text = String::from_utf8(text).unwrap();
-        text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
+        text.lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
     }
 
     /// A sample of `/metrics`.
@@ -261,6 +264,11 @@ impl Daemon {
     pub fn signal(&self, signal: rustix::process::Signal) {
         let pid = rustix::process::Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap();
         let _ = rustix::process::kill_process(pid, signal);
+    }
+
+    /// Identifier of the process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     pub fn kill(&mut self) {
