@@ -13,9 +13,8 @@ use common::{
 };
 use commonware_codec::Encode as _;
 use commonware_cryptography::ed25519::PrivateKey;
-use commonware_runtime::{Listener as _, Network as _, Runner as _, Supervisor as _};
 use std::{
-    sync::{Arc, Mutex, mpsc},
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 use syncd::{
@@ -40,25 +39,6 @@ struct Scene {
     written: usize,
 }
 
-/// Runs a relay in a thread of its own until the process ends.
-fn start_relay(server: &Daemon, directory: &std::path::Path) -> (Relay, String) {
-    let identity = syncd::keys::load_private(&server.storage.join("identity.key")).unwrap();
-    let upstream = server.sync.parse().unwrap();
-    let (tell, told) = mpsc::channel();
-    let storage = directory.join("relay");
-    std::thread::spawn(move || {
-        let config = commonware_runtime::tokio::Config::default().with_storage_directory(storage);
-        commonware_runtime::tokio::Runner::new(config).start(|context| async move {
-            let listener = context.bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
-            let address = listener.local_addr().unwrap().to_string();
-            let relay = Relay::spawn(context.child("relay"), listener, upstream, identity);
-            tell.send((relay, address)).unwrap();
-            std::future::pending::<()>().await;
-        });
-    });
-    told.recv().unwrap()
-}
-
 impl Scene {
     /// With a client that has followed the server.
     fn new(options: &[&str]) -> Self {
@@ -76,7 +56,7 @@ impl Scene {
             &["-i", "2000", "--heartbeat-interval", "500ms"],
         );
         let key = syncd::keys::load_private(&server.storage.join("publisher.key")).unwrap();
-        let (relay, address) = start_relay(&server, directory.path());
+        let (relay, address) = Relay::before(&server, directory.path());
         relay.act(act);
         let mut all = vec!["--server", address.as_str()];
         all.extend(options);

@@ -1,9 +1,14 @@
-//! Who is trusted: keys, forks, a server that forgot.
+//! Who is trusted: keys and their successors, forks, a server that forgot, the channel.
 #![allow(missing_docs, clippy::unwrap_used)]
 
 mod common;
 
-use common::{Daemon, get, wait_for};
+use common::{
+    Daemon, get, numbered,
+    proxy::Proxy,
+    relay::{Act, Relay, honest},
+    syncctl, wait_for,
+};
 use std::{net::TcpListener, path::Path, process::Command};
 
 fn free_port() -> String {
@@ -21,6 +26,8 @@ fn write(server: &Daemon, prefix: &str, count: usize) {
     }
 }
 
+/// Restored from a copy taken a thousand commits earlier: the server finds out and stops, nothing
+/// happens to the client, and a new epoch gets both going again.
 #[test]
 fn a_server_restored_from_an_old_copy_stops() {
     let directory = tempfile::tempdir().unwrap();
@@ -32,7 +39,7 @@ fn a_server_restored_from_an_old_copy_stops() {
     copy(&storage, &backup);
     let server = Daemon::server(&storage, &["--port", &port]);
     let client = server.client(&directory.path().join("client"), &[]);
-    write(&server, "new", 20);
+    write(&server, "new", 1000);
     client.wait_equal(&server);
     let (size, root) = (client.size(), client.root());
     server.stop();
@@ -41,8 +48,65 @@ fn a_server_restored_from_an_old_copy_stops() {
     let mut server = Daemon::spawn("syncd-server", &storage, &["--port", &port, "-o", "0"]);
     assert_eq!(server.wait().code(), Some(65), "{}", server.log_tail());
     assert!(server.log_tail().contains("this server forgot"), "{}", server.log_tail());
-    assert_eq!((client.size(), client.root()), (size, root), "the client is unharmed");
+    assert_eq!((client.size(), client.root()), (size, root.clone()), "the client is unharmed");
     assert_eq!(get(&format!("{}/v1/keys/new-3", client.api)).body, b"new");
+
+    let directory_of = |daemon: &Daemon| daemon.storage.display().to_string();
+    let output = syncctl(&["new-epoch", "--storage-dir", &directory_of(&server)]);
+    assert!(output.status.success(), "{output:?}");
+    let identity = String::from_utf8(output.stdout).unwrap().trim().to_string();
+    let server = Daemon::server(&storage, &["--port", &port]);
+    write(&server, "again", 3);
+    // The client does not take the new identity by itself.
+    wait_for("the client refuses the new identity", || {
+        (client.status()["state"] == "refusing").then_some(())
+    });
+    assert_eq!((client.size(), client.root()), (size, root));
+    let client_directory = directory_of(&client);
+    let adopt = ["adopt-database", &identity, "--storage-dir", &client_directory];
+    let output = syncctl(&adopt);
+    assert_eq!(output.status.code(), Some(75), "a running client is locked: {output:?}");
+    client.stop();
+    let output = syncctl(&adopt);
+    assert!(output.status.success(), "{output:?}");
+    let client = server.client(&directory.path().join("client"), &[]);
+    client.wait_equal(&server);
+    assert_eq!(get(&format!("{}/v1/keys/again-2", client.api)).body, b"again");
+    assert_eq!(get(&format!("{}/v1/keys/new-3", client.api)).status, 404);
+}
+
+/// Two servers with one key, at once: whoever meets both finds out. The one that is behind stops
+/// by itself when a client shows it what the other one signed.
+#[test]
+fn two_servers_with_one_key_are_found_out() {
+    let directory = tempfile::tempdir().unwrap();
+    let (storage, clone) = (directory.path().join("server"), directory.path().join("clone"));
+    let server = Daemon::server(&storage, &[]);
+    write(&server, "common", 3);
+    server.stop();
+    copy(&storage, &clone);
+    let server = Daemon::server(&storage, &[]);
+    let mut clone = Daemon::server(&clone, &[]);
+    let proxy = Proxy::start(&server.sync);
+    let client = server.client(&directory.path().join("client"), &["--server", &proxy.address]);
+    write(&server, "ours", 4);
+    client.wait_equal(&server);
+    let root = client.root();
+    // Ahead of the client, with another history: the client finds out.
+    write(&clone, "theirs", 9);
+    proxy.switch(&clone.sync);
+    wait_for("the client finds out", || {
+        (client.metric("syncd_client_equivocations_total") >= 1.0).then_some(())
+    });
+    assert_eq!(client.root(), root);
+    // Back with the honest one it goes on.
+    proxy.switch(&server.sync);
+    write(&server, "more", 20);
+    client.wait_equal(&server);
+    // Behind the client: the clone finds out.
+    proxy.switch(&clone.sync);
+    assert_eq!(clone.wait().code(), Some(65), "{}", clone.log_tail());
+    assert_eq!(client.root(), server.root());
 }
 
 /// Two histories under one key, shown to one client.
@@ -83,11 +147,37 @@ fn a_forked_history_is_evidence_and_the_last_state_is_served_on() {
     let evidence = std::fs::read_dir(directory.path().join("client/evidence")).unwrap();
     let path = evidence.map(|entry| entry.unwrap().path()).next().unwrap();
     let evidence: serde_json::Value =
-        serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
     assert_eq!(evidence["known"]["root"], root);
     assert_eq!(evidence["known"]["publisher"], evidence["offered"]["publisher"]);
     assert!(evidence["response"].as_str().unwrap().len() > 64, "the proof of the break");
     client.stop();
+    // Anybody can check it, with the publisher's key alone.
+    let trusted = evidence["known"]["publisher"].as_str().unwrap().to_string();
+    let path = path.display().to_string();
+    let output = syncctl(&["verify-evidence", &path, "--trusted-key", &trusted]);
+    assert!(output.status.success(), "{output:?}");
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(said.contains("does not contain the shorter one") && said.contains(&root), "{said}");
+    // Without the response, or with one that was tampered with, it proves nothing.
+    let mut lines = Vec::new();
+    let response = evidence["response"].as_str().unwrap();
+    for at in [1, response.len() / 2, response.len() - 2] {
+        let mut wrong = response.to_string();
+        let digit = if &wrong[at..=at] == "0" { "1" } else { "0" };
+        wrong.replace_range(at..=at, digit);
+        lines.push(serde_json::Value::String(wrong));
+    }
+    lines.push(serde_json::Value::Null);
+    for wrong in lines {
+        let mut evidence = evidence.clone();
+        evidence["response"] = wrong;
+        let copy = directory.path().join("wrong.json");
+        std::fs::write(&copy, evidence.to_string()).unwrap();
+        let copy = copy.display().to_string();
+        let output = syncctl(&["verify-evidence", &copy, "--trusted-key", &trusted]);
+        assert_eq!(output.status.code(), Some(65), "{output:?}");
+    }
 }
 
 #[test]
@@ -117,6 +207,144 @@ fn only_authorised_clients_connect() {
     std::fs::write(&list, format!("{} # ours\n", key.trim())).unwrap();
     server.signal(rustix::process::Signal::HUP);
     client.wait_equal(&server);
+    // Another one is let in without a disturbance of the first; then the first is removed.
+    let other = server.spawn_client(&directory.path().join("other"), &[]);
+    let key_file = other.storage.join("public/identity.pub");
+    let second = wait_for("the second key", || std::fs::read_to_string(&key_file).ok());
+    let mut other = other;
+    other.wait_listening();
+    std::fs::write(&list, format!("{}\n{}\n", key.trim(), second.trim())).unwrap();
+    server.signal(rustix::process::Signal::HUP);
+    other.wait_equal(&server);
+    let reconnects = client.log_text().matches("not connected").count();
+    write(&server, "b", 3);
+    client.wait_equal(&server);
+    assert_eq!(client.log_text().matches("not connected").count(), reconnects);
+    std::fs::write(&list, format!("{}\n", second.trim())).unwrap();
+    server.signal(rustix::process::Signal::HUP);
+    wait_for("the first is told and disconnected", || {
+        client.log_text().contains("no longer authorised").then_some(())
+    });
+    write(&server, "c", 3);
+    other.wait_equal(&server);
+    assert_ne!(client.root(), server.root());
+    assert_eq!(get(&format!("{}/v1/keys/b-2", client.api)).body, b"b", "its last state stays");
+}
+
+/// The publisher's key hands over to another: replicas follow, live and later; the old key counts
+/// no more.
+#[test]
+fn a_rotated_key_is_followed_and_the_old_one_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let (storage, thief, port) =
+        (directory.path().join("server"), directory.path().join("thief"), free_port());
+    let server = Daemon::server(&storage, &["--port", &port]);
+    write(&server, "a", 3);
+    let first_key = std::fs::read_to_string(storage.join("public/publisher.pub")).unwrap();
+    let (relay, address) = Relay::before(&server, directory.path());
+    let live_directory = directory.path().join("live");
+    let live = server.client_trusting(&live_directory, first_key.trim(), Some(&address));
+    let away = server.client_trusting(&directory.path().join("away"), first_key.trim(), None);
+    live.wait_equal(&server);
+    away.wait_equal(&server);
+    away.stop();
+    let rotate = |wanted: i32| {
+        let output = syncctl(&["rotate-key", "--storage-dir", &storage.display().to_string()]);
+        assert_eq!(output.status.code(), Some(wanted), "{output:?}");
+        String::from_utf8(output.stdout).unwrap().trim().to_string()
+    };
+    rotate(75);
+    server.stop();
+    // Whoever has a copy of the storage has the key that is about to be retired.
+    copy(&storage, &thief);
+    let second_key = rotate(0);
+    assert_ne!(second_key, first_key.trim());
+    let server = Daemon::server(&storage, &["--port", &port]);
+    write(&server, "b", 3);
+    live.wait_equal(&server);
+    server.stop();
+    let third_key = rotate(0);
+    let server = Daemon::server(&storage, &["--port", &port]);
+    write(&server, "c", 3);
+    live.wait_equal(&server);
+    // One that was away follows both steps; one that is new needs to trust only one of the keys.
+    let away = server.client_trusting(&directory.path().join("away"), first_key.trim(), None);
+    away.wait_equal(&server);
+    for (name, key) in [("new-2", &second_key), ("new-3", &third_key)] {
+        let client = server.client_trusting(&directory.path().join(name), key, None);
+        client.wait_equal(&server);
+    }
+    let published: serde_json::Value = get(&format!("{}/v1/checkpoint", live.api)).json();
+    assert_eq!(published["publisher"], third_key.as_str());
+    // The thief goes on with the retired key, and does not look at what clients show it.
+    let root = live.root();
+    let thief = Daemon::server(&thief, &[]);
+    write(&thief, "stolen", 20);
+    let is_refused = |live: &Daemon| {
+        let name = "syncd_client_rejected_total{reason=\"retired_publisher\"}";
+        wait_for("the retired key is refused", || (live.try_metric(name)? >= 1.0).then_some(()));
+        assert_eq!(live.root(), root);
+    };
+    relay.tamper(honest);
+    relay.switch(thief.sync.parse().unwrap());
+    is_refused(&live);
+    // Also after a restart, before the replica has met the honest server again.
+    live.stop();
+    let live = server.client_trusting(&live_directory, first_key.trim(), Some(&address));
+    is_refused(&live);
+    // A thief that plays by the rules learns from the replica that its time is over.
+    let mut thief = thief;
+    relay.act(Act::Honest);
+    assert_eq!(thief.wait().code(), Some(65), "{}", thief.log_tail());
+}
+
+/// What goes between the two is encrypted; who changes, cuts, delays or replays it changes nothing.
+#[test]
+fn the_channel_hides_and_protects() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = Daemon::server(&directory.path().join("server"), &[]);
+    assert_eq!(server.batch(&numbered("before", 0, 500)).status, 200);
+    let proxy = Proxy::start(&server.sync);
+    let client = server.client(&directory.path().join("client"), &["--server", &proxy.address]);
+    client.wait_equal(&server);
+    assert_eq!(server.batch(&numbered("after", 0, 500)).status, 200);
+    client.wait_equal(&server);
+    let (to_server, to_client) = proxy.recorded();
+    assert!(to_server.len() > 500 && to_client.len() > 20_000);
+    for plain in [&b"value of"[..], b"before/", b"after/"] {
+        for bytes in [&to_server, &to_client] {
+            assert!(!bytes.windows(plain.len()).any(|window| window == plain));
+        }
+    }
+    // A flipped bit, early or late, ends the connection it is in.
+    for after in [10, 200, 5_000] {
+        proxy.flip_after(after);
+        proxy.cut();
+        for n in 0..5 {
+            assert_eq!(server.batch(&numbered("flip", n * 100, 100)).status, 200);
+        }
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        proxy.flip_after(0);
+        proxy.cut();
+        client.wait_equal(&server);
+    }
+    proxy.delay(std::time::Duration::from_millis(50));
+    write(&server, "delayed", 3);
+    client.wait_equal(&server);
+    proxy.delay(std::time::Duration::ZERO);
+    proxy.close(true);
+    write(&server, "cut", 3);
+    proxy.close(false);
+    client.wait_equal(&server);
+    // The client's first connection again, byte for byte: it is nobody's.
+    let name = "syncd_server_rejected_total{reason=\"handshake\"}";
+    let before = server.try_metric(name).unwrap_or(0.0);
+    let mut replay = std::net::TcpStream::connect(&server.sync).unwrap();
+    std::io::Write::write_all(&mut replay, &to_server).unwrap();
+    let mut answer = Vec::new();
+    let _ = std::io::Read::read_to_end(&mut replay, &mut answer);
+    wait_for("the replay is refused", || (server.try_metric(name)? > before).then_some(()));
+    assert_eq!(client.metric("syncd_client_equivocations_total"), 0.0);
 }
 
 #[test]

@@ -206,9 +206,7 @@ fn check_memory<E: Runtime>(shared: &Shared<E>, hello: &Hello) -> Result<(), Ref
     };
     // Read after the claim came: our own head cannot be older than it by honest means.
     let head = shared.ledger.head().checkpoint;
-    let beyond = claim.checkpoint.sequence > head.sequence;
-    let other = claim.checkpoint.sequence == head.sequence && !claim.checkpoint.same_state(&head);
-    if !(beyond || other) || !is_ours(shared, publisher, &head, hello, claim) {
+    if !shows_amnesia(shared, publisher, &head, hello, claim) {
         return Ok(());
     }
     tell(claim.clone());
@@ -218,9 +216,9 @@ fn check_memory<E: Runtime>(shared: &Shared<E>, hello: &Hello) -> Result<(), Ref
     ))
 }
 
-/// Whether a key of ours signed `claim`: the present one, one before it, or, if we forgot a
-/// rotation as well, one that followed it.
-fn is_ours<E: Runtime>(
+/// Whether a client shows what our own keys signed and we do not know: a later state, another one
+/// for our sequence, or the retirement of the key that we sign with.
+fn shows_amnesia<E: Runtime>(
     shared: &Shared<E>,
     publisher: &PublicKey,
     head: &Checkpoint,
@@ -230,11 +228,13 @@ fn is_ours<E: Runtime>(
     let mut publishers = vec![publisher.clone()];
     publishers.extend(shared.config.rotations.0.iter().map(|rotation| rotation.retired.clone()));
     let (database, family) = (head.database, head.family);
-    let rotations = Rotations::default();
-    let mut policy = Policy { publishers, database, family, rotations };
-    // A chain that contradicts ours does not make the claim another's.
+    let mut policy = Policy { publishers, database, family, rotations: Rotations::default() };
+    // Only what our keys signed is learned; a forged chain says nothing.
     let _ = policy.learn(&hello.rotations);
-    policy.verify(claim).is_ok()
+    let is_retired = policy.rotations.0.iter().any(|rotation| rotation.retired == *publisher);
+    let beyond = claim.checkpoint.sequence > head.sequence;
+    let other = claim.checkpoint.sequence == head.sequence && !claim.checkpoint.same_state(head);
+    is_retired || (beyond || other) && policy.verify(claim).is_ok()
 }
 
 /// Reads messages until there is a reason to stop.

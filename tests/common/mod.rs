@@ -192,6 +192,22 @@ impl Daemon {
         client
     }
 
+    /// A client of this server that trusts another publisher key than the one in its files.
+    pub fn client_trusting(&self, storage: &Path, key: &str, server: Option<&str>) -> Self {
+        let public = |name: &str| self.storage.join("public").join(name).display().to_string();
+        let options = [
+            "--server",
+            server.unwrap_or(&self.sync),
+            "--server-key",
+            &public("identity.pub"),
+            "--trusted-key",
+            key,
+            "--database",
+            &public("database.id"),
+        ];
+        Self::start("syncd-client", storage, &options)
+    }
+
     /// A client of this server, not waited for.
     pub fn spawn_client(&self, storage: &Path, options: &[&str]) -> Self {
         let mut all = self.trust();

@@ -2,10 +2,11 @@
 //! and changes every message between a client and an honest server. Runs on any runtime.
 #![allow(dead_code, missing_docs, clippy::unwrap_used)]
 
+use super::Daemon;
 use bytes::Bytes;
 use commonware_codec::{DecodeExt as _, Encode as _};
 use commonware_cryptography::ed25519::PrivateKey;
-use commonware_runtime::{Listener as _, Sink as _};
+use commonware_runtime::{Listener as _, Network as _, Sink as _, Supervisor as _};
 use commonware_stream::Upgrader as _;
 use std::{
     net::SocketAddr,
@@ -72,6 +73,25 @@ pub fn honest(message: FromServer) -> Vec<Bytes> {
 }
 
 impl Relay {
+    /// A relay before `server` that runs in a thread of its own until the process ends; its
+    /// address.
+    pub fn before(server: &Daemon, directory: &std::path::Path) -> (Self, String) {
+        let identity = syncd::keys::load_private(&server.storage.join("identity.key")).unwrap();
+        let upstream = server.sync.parse().unwrap();
+        let (tell, told) = std::sync::mpsc::channel();
+        let storage = directory.join("relay");
+        std::thread::spawn(move || {
+            super::peer::on_runtime(&storage, |context| async move {
+                let listener = context.bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+                let address = listener.local_addr().unwrap().to_string();
+                let relay = Self::spawn(context.child("relay"), listener, upstream, identity);
+                tell.send((relay, address)).unwrap();
+                std::future::pending::<()>().await;
+            });
+        });
+        told.recv().unwrap()
+    }
+
     /// Relays what comes to `listener` to `server`, as the holder of `identity`.
     pub fn spawn<E: Runtime>(
         context: E,
