@@ -1,6 +1,10 @@
 //! The real server and client in the seeded runtime: same code, simulated clock, disk and network.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod common;
+
+use bytes::Bytes;
+use common::relay::{Act, FromServer, Relay, honest};
 use commonware_cryptography::{Signer as _, ed25519::PrivateKey};
 use commonware_runtime::{
     Clock as _, Network as _, Runner as _, Spawner as _, Supervisor as _, deterministic,
@@ -17,7 +21,7 @@ use syncd::{
     commit_log::Retention,
     database::{
         Kind,
-        types::{Change, Family, HashKind},
+        types::{Change, DatabaseId, Family, HashKind},
     },
     ledger::History,
     link::Connector,
@@ -224,6 +228,198 @@ fn crash_and_recover(kind: Kind, seed: u64) {
     assert!(acknowledged.lock().unwrap().len() > 10, "nothing was written");
 }
 
+fn address(port: u16) -> std::net::SocketAddr {
+    std::net::SocketAddr::from(([127, 0, 0, 1], port))
+}
+
+async fn spawn_relay(context: &deterministic::Context) -> Relay {
+    let listener = context.bind(address(5000)).await.unwrap();
+    let identity = PrivateKey::from_seed(1);
+    Relay::spawn(context.child("relay"), listener, address(4000), identity)
+}
+
+/// A process of its own: ending it drops everything that it had in memory.
+struct Process<T> {
+    handle: commonware_runtime::Handle<()>,
+    /// What the test uses of it.
+    parts: T,
+}
+
+type ServerParts =
+    (Arc<syncd::ledger::Ledger<deterministic::Context>>, server::publisher::Handle, DatabaseId);
+type ClientParts = Arc<client::replica::Replica<deterministic::Context>>;
+
+/// The simulated network never gives a port back, so each life of a server has its own.
+async fn spawn_server(
+    context: &deterministic::Context,
+    kind: Kind,
+    port: u16,
+) -> Process<ServerParts> {
+    let (tell, told) = tokio::sync::oneshot::channel();
+    let handle = context.child("server_process").spawn(move |context| async move {
+        let listener = context.bind(address(port)).await.unwrap();
+        let registry = context.child("syncd");
+        let (here, setup) = (context.child("server"), server_setup(kind));
+        let core = server::core::start(here, &registry, setup, listener).await.unwrap();
+        let parts = (core.ledger.clone(), core.publisher.clone(), core.identity.id);
+        assert!(tell.send(parts).is_ok());
+        let _core = core;
+        std::future::pending::<()>().await;
+    });
+    Process { handle, parts: told.await.unwrap() }
+}
+
+/// A client whose way to the server leads through the relay.
+async fn spawn_client(
+    context: &deterministic::Context,
+    kind: Kind,
+    database: DatabaseId,
+) -> Process<ClientParts> {
+    let (tell, told) = tokio::sync::oneshot::channel();
+    let handle = context.child("client_process").spawn(move |context| async move {
+        let mut setup = client_setup(kind, database);
+        setup.connector.port = 5000;
+        let registry = context.child("syncd");
+        let core = client::core::start(context.child("client"), &registry, setup).await.unwrap();
+        assert!(tell.send(core.replica.clone()).is_ok());
+        let _core = core;
+        std::future::pending::<()>().await;
+    });
+    Process { handle, parts: told.await.unwrap() }
+}
+
+impl<T> Process<T> {
+    /// Ends the process between any two of its steps.
+    async fn kill(self) {
+        let Self { handle, parts } = self;
+        handle.abort();
+        let _ = handle.await;
+        drop(parts);
+    }
+}
+
+/// Waits until `replica` is at the state of `ledger`; every state on the way is one of its log.
+async fn follow_to(
+    context: &deterministic::Context,
+    ledger: &syncd::ledger::Ledger<deterministic::Context>,
+    replica: &ClientParts,
+) {
+    for _ in 0..20_000 {
+        check_honest(ledger, replica).await;
+        let wanted = ledger.head().checkpoint;
+        if replica.head().is_some_and(|head| head.checkpoint.same_state(&wanted)) {
+            return;
+        }
+        context.sleep(Duration::from_millis(10)).await;
+    }
+    panic!("not equal: {:?}, {:?}", ledger.head(), replica.status(context.current()));
+}
+
+/// What the replica serves is a state that the publisher committed.
+async fn check_honest(
+    ledger: &syncd::ledger::Ledger<deterministic::Context>,
+    replica: &ClientParts,
+) {
+    if let Some(head) = replica.head() {
+        let commit = ledger.log().read(head.checkpoint.sequence).await.unwrap();
+        assert!(commit.checkpoint.checkpoint.same_state(&head.checkpoint), "{head:?}");
+    }
+}
+
+async fn write_some(publisher: &server::publisher::Handle, from: u64, count: u64) {
+    for n in from..from + count {
+        let request = WriteRequest { changes: vec![put(n, n)], idempotency: None };
+        publisher.write(request, Source::Api).await.unwrap();
+    }
+}
+
+/// Server and client are killed in turn, alone, at random moments.
+fn kill_each(kind: Kind, seed: u64) {
+    let config =
+        deterministic::Config::new().with_seed(seed).with_timeout(Some(Duration::from_secs(3600)));
+    deterministic::Runner::new(config).start(|mut context| async move {
+        let relay = spawn_relay(&context).await;
+        let mut server = spawn_server(&context, kind, 4000).await;
+        let database = server.parts.2;
+        let mut client = spawn_client(&context, kind, database).await;
+        for turn in 0..6u64 {
+            write_some(&server.parts.1, turn * 50, 50).await;
+            let random = u64::from(rand_core::Rng::next_u32(&mut context));
+            context.sleep(Duration::from_millis(random % 50)).await;
+            if random & 64 == 0 {
+                client.kill().await;
+                write_some(&server.parts.1, 1_000_000 + turn * 50, random % 50).await;
+                client = spawn_client(&context, kind, database).await;
+            } else {
+                let head = server.parts.0.head().checkpoint;
+                server.kill().await;
+                context.sleep(Duration::from_millis(random % 3000)).await;
+                let port = 4001 + turn as u16;
+                server = spawn_server(&context, kind, port).await;
+                relay.switch(address(port));
+                let found = server.parts.0.head().checkpoint;
+                assert!(found.same_state(&head), "an acknowledged commit is lost");
+            }
+            check_honest(&server.parts.0, &client.parts).await;
+        }
+        follow_to(&context, &server.parts.0, &client.parts).await;
+        server.kill().await;
+        client.kill().await;
+    });
+}
+
+/// What a liar without the publisher's key may do to a message.
+fn lie(random: &mut impl FnMut() -> u64, seen: &mut Vec<Bytes>, message: FromServer) -> Vec<Bytes> {
+    let is_reply = matches!(message, FromServer::Reply(_));
+    let [frame]: [Bytes; 1] = honest(message).try_into().unwrap();
+    if seen.len() < 64 && !is_reply {
+        seen.push(frame.clone());
+    }
+    let at = random() as usize;
+    match random() % 40 {
+        0 => Vec::new(),
+        1 => vec![frame.clone(), frame],
+        2 => vec![frame.slice(..at % frame.len())],
+        3 => vec![seen.get(at % seen.len().max(1)).cloned().unwrap_or(frame)],
+        4 | 5 => {
+            let mut bytes = frame.to_vec();
+            bytes[at % frame.len()] ^= 1 << (random() % 8);
+            vec![bytes.into()]
+        }
+        6 => (0..random() % 4).map(|_| vec![random() as u8; at % 500].into()).collect(),
+        _ => vec![frame],
+    }
+}
+
+/// A client whose only way to the server leads through a liar: it is never at a state that the
+/// publisher did not sign, never accuses the publisher, and is at its last one once the liar tires.
+fn liar(kind: Kind, seed: u64) {
+    let config =
+        deterministic::Config::new().with_seed(seed).with_timeout(Some(Duration::from_secs(7200)));
+    deterministic::Runner::new(config).start(|context| async move {
+        let server = spawn_server(&context, kind, 4000).await;
+        let (ledger, publisher, database) = &server.parts;
+        let relay = spawn_relay(&context).await;
+        let state = std::sync::Mutex::new((context.child("random"), Vec::new()));
+        relay.tamper(move |message| {
+            let mut state = state.lock().unwrap();
+            let (random, seen) = &mut *state;
+            lie(&mut || rand_core::Rng::next_u64(random), seen, message)
+        });
+        write_some(publisher, 0, 300).await;
+        let client = spawn_client(&context, kind, *database).await;
+        for turn in 0..40u64 {
+            write_some(publisher, 1000 + turn * 10, 10).await;
+            context.sleep(Duration::from_millis(500)).await;
+            check_honest(ledger, &client.parts).await;
+        }
+        relay.act(Act::Honest);
+        follow_to(&context, ledger, &client.parts).await;
+        assert_eq!(client.parts.metrics.equivocations.get(), 0);
+        assert!(relay.connections() > 1, "the liar was never left");
+    });
+}
+
 /// Seeds of a run; `SYNCD_SIMULATION_SEEDS=1000` makes it longer.
 fn seeds() -> u64 {
     std::env::var("SYNCD_SIMULATION_SEEDS").map_or(5, |seeds| seeds.parse().unwrap())
@@ -235,6 +431,8 @@ fn run_seeds(family: Family) {
         eprintln!("family {family}, seed {seed}");
         publish_sync_follow(Kind { family, hash }, seed);
         crash_and_recover(Kind { family, hash }, seed);
+        kill_each(Kind { family, hash }, seed);
+        liar(Kind { family, hash }, seed);
     }
 }
 

@@ -154,9 +154,18 @@ pub struct RotationStore<E: Runtime> {
 }
 
 impl<E: Runtime> RotationStore<E> {
-    /// Opens the store.
-    pub async fn open(context: E) -> Result<Self, Error> {
-        let config = Config { partition: "publisher-keys".into(), codec_config: () };
+    /// Opens a publisher's own chain.
+    pub async fn of_publisher(context: E) -> Result<Self, Error> {
+        Self::open(context, "publisher-keys").await
+    }
+
+    /// Opens what a replica learned.
+    pub async fn of_replica(context: E) -> Result<Self, Error> {
+        Self::open(context, "learned-publisher-keys").await
+    }
+
+    async fn open(context: E, partition: &str) -> Result<Self, Error> {
+        let config = Config { partition: partition.into(), codec_config: () };
         Ok(Self { metadata: Metadata::init(context, config).await? })
     }
 

@@ -25,7 +25,7 @@ async fn adopt<E: Runtime>(context: &E, database: DatabaseId) -> Result<Database
     let mut generations = Generations::open(context.child("generations")).await?;
     generations.forget(context, pinned.family).await?;
     Store::open(context.child("newest")).await?.clear().await?;
-    RotationStore::open(context.child("publisher_keys")).await?.clear().await?;
+    RotationStore::of_replica(context.child("publisher_keys")).await?.clear().await?;
     // Last: what is pinned to the old database holds nothing of it any more.
     pin::write(context, pin::Pin { database, ..pinned }).await?;
     Ok(pinned.database)

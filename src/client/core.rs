@@ -125,7 +125,7 @@ pub struct Core<E: Runtime> {
 pub async fn start<E: Runtime>(context: E, registry: &E, setup: Setup) -> Result<Core<E>, Error> {
     let Setup { connector, mut policy, sync, directory } = setup;
     pin::check(&context, &policy).await?;
-    let rotations = RotationStore::open(context.child("publisher_keys")).await?;
+    let rotations = RotationStore::of_replica(context.child("publisher_keys")).await?;
     if let Err(refusal) = policy.learn(&rotations.all()) {
         // Other keys are trusted now than when they were learned.
         tracing::warn!(%refusal, "rotations of the publisher key learned before do not count");

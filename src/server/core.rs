@@ -137,7 +137,7 @@ pub async fn start<E: Runtime>(
 ) -> Result<Core<E>, Error> {
     let (state, record, is_new) = open_record(&context, &setup).await?;
     let identity = record.identity();
-    let rotations = RotationStore::open(context.child("publisher_keys")).await?.all();
+    let rotations = RotationStore::of_publisher(context.child("publisher_keys")).await?.all();
     let (ledger, idempotency) = open_ledger(&context, &setup, &record, is_new).await?;
     check_publisher(&ledger.head(), &rotations, &setup.publisher.public_key())?;
     // Written last: what has no record is no database, and is made again.

@@ -45,7 +45,7 @@ async fn begin<E: Runtime>(context: &E, publisher: &PrivateKey) -> Result<Databa
     let (found, metadata) = (database.state()?, database.metadata().await?);
     let now_ms = unix_ms(context.current());
     // The new history begins with the present key: how it came to sign the old one is no matter.
-    RotationStore::open(context.child("publisher_keys")).await?.clear().await?;
+    RotationStore::of_publisher(context.child("publisher_keys")).await?.clear().await?;
     let base = Checkpoint {
         database: id,
         family: kind.family,
