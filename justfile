@@ -18,6 +18,14 @@ test *ARGS:
 simulate SEEDS="1000":
     SYNCD_SIMULATION_SEEDS={{SEEDS}} cargo test --release --test simulation -- --nocapture
 
+# Every fuzz target for some seconds (needs cargo-fuzz; RUSTC_BOOTSTRAP lets stable Rust sanitise).
+fuzz SECONDS="60":
+    for target in $(cd fuzz && cargo fuzz list); do just fuzz-one $target {{SECONDS}} || exit 1; done
+
+# One fuzz target for some seconds.
+fuzz-one TARGET SECONDS="60":
+    cd fuzz && RUSTC_BOOTSTRAP=1 cargo fuzz run {{TARGET}} -- -max_total_time={{SECONDS}} -max_len=16384 -rss_limit_mb=2048
+
 # A server and a client, real records, a comparison.
 demo *ARGS:
     cargo run --release --bin syncctl -- demo {{ARGS}}

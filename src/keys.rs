@@ -104,10 +104,14 @@ pub fn load_private(path: &Path) -> Result<PrivateKey, Error> {
     if mode & 0o077 != 0 {
         tracing::warn!(path = %path.display(), mode = format!("{:o}", mode & 0o777), "others may read this private key");
     }
-    let bytes = parse_bytes(&text, "PRIVATE KEY", &PRIVATE_DER)
-        .ok_or_else(|| Error::Private(path.to_path_buf()))?;
-    PrivateKey::decode(bytes::Bytes::copy_from_slice(&bytes))
-        .map_err(|_| Error::Private(path.to_path_buf()))
+    private_from_text(path, &text)
+}
+
+/// The private key that the file `path` holds in `text`.
+pub fn private_from_text(path: &Path, text: &str) -> Result<PrivateKey, Error> {
+    let bad = || Error::Private(path.to_path_buf());
+    let bytes = parse_bytes(text, "PRIVATE KEY", &PRIVATE_DER).ok_or_else(bad)?;
+    PrivateKey::decode(bytes::Bytes::copy_from_slice(&bytes)).map_err(|_| bad())
 }
 
 /// Reads a private key, or makes one with mode 0600 where there is no file.
@@ -153,16 +157,20 @@ pub fn public_hex(key: &PrivateKey) -> String {
 
 /// Reads a public key from `text`: hex, or the path of a file with hex or PEM.
 pub fn parse_public(text: &str) -> Result<PublicKey, Error> {
-    let bad = || Error::Public(text.to_string());
-    let content = match parse_bytes(text, "PUBLIC KEY", &PUBLIC_DER) {
-        Some(bytes) => bytes,
-        None if looks_like_path(text) => {
+    match public_from_text(text) {
+        Err(_) if looks_like_path(text) => {
             let content = read(Path::new(text))?;
-            parse_bytes(&content, "PUBLIC KEY", &PUBLIC_DER).ok_or_else(bad)?
+            public_from_text(&content).map_err(|_| Error::Public(text.to_string()))
         }
-        None => return Err(bad()),
-    };
-    PublicKey::decode(bytes::Bytes::copy_from_slice(&content)).map_err(|_| bad())
+        result => result,
+    }
+}
+
+/// The public key that `text` is, as hex or PEM.
+pub fn public_from_text(text: &str) -> Result<PublicKey, Error> {
+    let bad = || Error::Public(text.to_string());
+    let bytes = parse_bytes(text, "PUBLIC KEY", &PUBLIC_DER).ok_or_else(bad)?;
+    PublicKey::decode(bytes::Bytes::copy_from_slice(&bytes)).map_err(|_| bad())
 }
 
 /// Whether a text that is no key is meant as a file.
@@ -196,8 +204,13 @@ pub fn write_public_file(directory: &Path, name: &str, line: &str) -> Result<(),
 
 /// Reads a list of public keys, one a line, with `#` comments.
 pub fn load_authorized(path: &Path) -> Result<HashSet<PublicKey>, Error> {
+    authorized_from_text(path, &read(path)?)
+}
+
+/// The list of public keys that the file `path` holds in `text`.
+pub fn authorized_from_text(path: &Path, text: &str) -> Result<HashSet<PublicKey>, Error> {
     let mut keys = HashSet::new();
-    for (index, line) in read(path)?.lines().enumerate() {
+    for (index, line) in text.lines().enumerate() {
         let text = line.split('#').next().unwrap_or_default().trim();
         if text.is_empty() {
             continue;

@@ -318,8 +318,15 @@ fn bad_requests_are_named() {
     assert_eq!(refused.headers["allow"], "GET, HEAD");
     assert_eq!(server.root(), before, "nothing was written");
     // Keys are bytes: slashes, dots and percent signs mean nothing.
-    for (path, key) in [("a%2Fb", "a/b"), ("..%2F..", "../.."), ("%25", "%"), ("x/../y", "x/../y")]
-    {
+    for (path, key) in [
+        ("a%2Fb", "a/b"),
+        ("..%2F..", "../.."),
+        ("%25", "%"),
+        ("x/../y", "x/../y"),
+        ("%2e%2e/%00", "../\0"),
+        ("//etc//", "//etc//"),
+        ("a%3Fb%23c", "a?b#c"),
+    ] {
         assert_eq!(
             send("PUT", &format!("{}/v1/keys/{path}", server.api), &[BYTES], b"1").status,
             200
@@ -375,6 +382,68 @@ fn tokens_are_demanded_and_reloaded() {
     server.signal(rustix::process::Signal::HUP);
     wait_for("the token is reloaded", || (put("Bearer second-token") == 200).then_some(()));
     assert_eq!(put("Bearer first-token"), 401);
+}
+
+/// A replica with a token: reads need it, writes are not for replicas whatever they carry.
+#[test]
+fn a_replica_with_a_token_takes_no_writes() {
+    let directory = tempfile::tempdir().unwrap();
+    let token = directory.path().join("token");
+    std::fs::write(&token, "read-token\n").unwrap();
+    let option = token.display().to_string();
+    let server = Daemon::server(&directory.path().join("server"), &[]);
+    server.put("a", b"1");
+    let client = server.client(&directory.path().join("client"), &["--read-token-file", &option]);
+    let url = format!("{}/v1/keys/a", client.api);
+    let bearer = ("authorization", "Bearer read-token");
+    wait_for("the replica has the key", || {
+        (send("GET", &url, &[bearer], b"").status == 200).then_some(())
+    });
+    assert_eq!(get(&url).status, 401);
+    assert_eq!(get(&format!("{}/v1/export", client.api)).status, 401);
+    for headers in [vec![BYTES], vec![BYTES, bearer]] {
+        let answer = send("PUT", &url, &headers, b"2");
+        assert_eq!((answer.status, answer.json()["code"].as_str()), (405, Some("read_only")));
+    }
+}
+
+/// What a client of HTTP sends too slowly, or too much of, ends its own connection.
+#[test]
+fn slow_and_large_requests_are_cut() {
+    use std::io::{Read as _, Write as _};
+    let directory = tempfile::tempdir().unwrap();
+    let server = Daemon::server(&directory.path().join("server"), &[]);
+    let address = server.api.strip_prefix("http://").unwrap();
+    let open = || std::net::TcpStream::connect(address).unwrap();
+    let read_all = |mut stream: std::net::TcpStream| {
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        String::from_utf8_lossy(&answer).into_owned()
+    };
+    // A head that never ends, byte by byte, and one that was never begun.
+    let (mut slow, silent, mut kept) = (open(), open(), open());
+    slow.write_all(b"GET /v1/status HTTP/1.1\r\nhost: localhost\r\nx: ").unwrap();
+    // One that was used and stays open.
+    kept.write_all(b"GET /v1/status HTTP/1.1\r\nhost: localhost\r\n\r\n").unwrap();
+    let mut large = open();
+    let head = format!("GET / HTTP/1.1\r\nhost: localhost\r\nx: {}\r\n\r\n", "y".repeat(100_000));
+    let _ = large.write_all(head.as_bytes());
+    let answer = read_all(large);
+    assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 431"), "{answer}");
+    // More than it announced, and less.
+    let mut liar = open();
+    let head = "PUT /v1/keys/a HTTP/1.1\r\nhost: localhost\r\ncontent-type: text/plain\r\n";
+    liar.write_all(format!("{head}content-length: 99999999999\r\n\r\nx").as_bytes()).unwrap();
+    let mut start = [0; 12];
+    liar.read_exact(&mut start).unwrap();
+    assert_eq!(&start, b"HTTP/1.1 413");
+    for (name, stream) in [("slow", slow), ("silent", silent), ("kept", kept)] {
+        stream.set_read_timeout(Some(std::time::Duration::from_secs(60))).unwrap();
+        let started = std::time::Instant::now();
+        read_all(stream);
+        assert!(started.elapsed().as_secs() < 50, "{name} was never closed");
+    }
+    assert_eq!(server.put("a", b"1").status, 200);
 }
 
 #[test]

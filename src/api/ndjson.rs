@@ -1,7 +1,10 @@
 //! Batches: one JSON object a line.
 
 use super::{Entry, problem::Problem};
-use crate::database::types::{Change, KEY_LENGTH_MAX};
+use crate::{
+    commit_log::CHANGES_MAX,
+    database::types::{Change, KEY_LENGTH_MAX},
+};
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use serde::Deserialize;
 
@@ -26,6 +29,10 @@ pub fn parse(body: &[u8], value_length_max: usize) -> Result<Vec<Change>, Proble
         }
         let number = index + 1;
         let at = |problem: Problem| problem.at_line(number);
+        if changes.len() >= CHANGES_MAX {
+            let detail = format!("line {number}: a batch may have {CHANGES_MAX} changes");
+            return Err(at(Problem::too_large(detail)));
+        }
         let change = parse_line(line)
             .map_err(|detail| at(Problem::malformed(format!("line {number}: {detail}"))))?;
         check_lengths(&change, value_length_max)

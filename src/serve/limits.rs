@@ -14,7 +14,7 @@ use std::{
 };
 
 /// Requests of one connection that are worked on at once; more wait in the connection.
-pub const REQUESTS_IN_FLIGHT_MAX: usize = 32;
+pub const REQUESTS_IN_FLIGHT_MAX: usize = 64;
 /// Answers of the whole server that are being read and proved at once.
 pub const RESPONSES_AT_ONCE_MAX: usize = 16;
 /// Bytes of answers that one connection may have unread.

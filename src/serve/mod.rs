@@ -7,6 +7,7 @@
 //! before it and keys after it. Whatever a peer can make grow is bounded in [`limits`].
 
 mod budget;
+mod greeting;
 pub mod limits;
 mod listener;
 mod metrics;

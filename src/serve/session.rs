@@ -3,19 +3,18 @@
 use super::{
     Shared,
     budget::{Reader, Reservation},
-    limits,
+    greeting, limits,
     metrics::{RequestLabel, ResultLabel},
 };
 use crate::{
-    checkpoint::{Checkpoint, Policy, Rotations, SignedCheckpoint},
+    checkpoint::SignedCheckpoint,
     commit_log,
-    database::{EXECUTION_VERSION, Error as DatabaseError, Fetch, types::Mode},
+    database::{Error as DatabaseError, Fetch},
     link::{Frames, HANDSHAKE_TIMEOUT, Outgoing, item_cost},
     runtime::Runtime,
     wire::{
-        COMMIT_RECORD_BYTES_MAX, ClientMessage, Code, FRAME_BYTES_MAX, Hello, RESPONSE_BYTES_MAX,
-        RESPONSE_OPERATIONS_MAX, Refused, Reply, Request, Response, ServerMessage, WIRE_VERSION,
-        Welcome, peek_wire_version,
+        COMMIT_RECORD_BYTES_MAX, ClientMessage, Code, FRAME_BYTES_MAX, RESPONSE_BYTES_MAX,
+        RESPONSE_OPERATIONS_MAX, Refused, Reply, Request, Response, ServerMessage,
     },
 };
 use bytes::Bytes;
@@ -50,6 +49,14 @@ struct Session<E: Runtime> {
     tasks: Mutex<HashMap<u64, Work>>,
 }
 
+/// What a request needs room for.
+enum Room {
+    /// One answer of at most so many bytes.
+    Answer(usize),
+    /// Answers for as long as there is credit; each finds its own room.
+    Stream(i64),
+}
+
 /// A request that is being worked on.
 struct Work {
     task: Option<commonware_runtime::Handle<()>>,
@@ -65,7 +72,7 @@ pub(super) async fn run<E: Runtime>(
     frames: Frames,
 ) {
     let (outgoing, mut incoming, _guard) = frames.split();
-    match greet(&context, shared, &outgoing, &mut incoming).await {
+    match greeting::greet(&context, shared, &outgoing, &mut incoming).await {
         Ok(hello) => {
             let size = hello.newest.as_ref().map_or(0, |newest| newest.checkpoint.size);
             tracing::info!(%address, client = %key, size, "replica connected");
@@ -133,108 +140,6 @@ async fn flush<E: Runtime>(context: &E, outgoing: &mpsc::Sender<Outgoing>) {
         context.sleep(Duration::from_millis(5)).await;
     }
     context.sleep(Duration::from_millis(20)).await;
-}
-
-/// Reads the client's first message and answers it.
-async fn greet<E: Runtime>(
-    context: &E,
-    shared: &Shared<E>,
-    outgoing: &mpsc::Sender<Outgoing>,
-    incoming: &mut mpsc::Receiver<Bytes>,
-) -> Result<Hello, Refused> {
-    let frame = tokio::select! {
-        frame = incoming.recv() => frame,
-        () = context.sleep(HANDSHAKE_TIMEOUT) => None,
-    };
-    let frame = frame.ok_or_else(|| Refused::new(Code::Malformed, "no greeting"))?;
-    let wire = peek_wire_version(&frame);
-    if wire != Some(WIRE_VERSION) {
-        return Err(Refused::new(
-            Code::UnsupportedVersion,
-            format!(
-                "this server speaks wire version {WIRE_VERSION}, the client {}",
-                wire.unwrap_or(0)
-            ),
-        ));
-    }
-    let hello =
-        Hello::decode(frame).map_err(|_| Refused::new(Code::Malformed, "undecodable greeting"))?;
-    check_match(shared, &hello)?;
-    check_memory(shared, &hello)?;
-    let head = shared.ledger.head();
-    let welcome = Welcome {
-        execution: EXECUTION_VERSION,
-        hash: shared.ledger.kind().hash,
-        checkpoint: head,
-        log_first: shared.ledger.log().bounds().first,
-        operations_max: RESPONSE_OPERATIONS_MAX,
-        bytes_max: u32::try_from(RESPONSE_BYTES_MAX).unwrap_or(FRAME_BYTES_MAX),
-        requests_max: u32::try_from(limits::REQUESTS_IN_FLIGHT_MAX).unwrap_or(u32::MAX),
-        heartbeat_interval: shared.config.heartbeat_interval,
-        rotations: shared.config.rotations.clone(),
-    };
-    let _ = outgoing.send(Reply::Welcome(Box::new(welcome)).encode().into()).await;
-    Ok(hello)
-}
-
-/// Database, family and mode must be the ones served.
-fn check_match<E: Runtime>(shared: &Shared<E>, hello: &Hello) -> Result<(), Refused> {
-    let head = shared.ledger.head().checkpoint;
-    let mismatch = |text: String| Err(Refused::new(Code::Mismatch, text));
-    if hello.family != head.family {
-        return mismatch(format!(
-            "this server has a database of family '{}', the client wants '{}'",
-            head.family, hello.family
-        ));
-    }
-    if hello.mode != Mode::Full {
-        return mismatch("this server serves mode 'full' only".into());
-    }
-    match hello.database {
-        Some(database) if database != head.database => mismatch(format!(
-            "this server has database {}, the client has pinned {database}",
-            head.database
-        )),
-        _ => Ok(()),
-    }
-}
-
-/// A client may hold what we signed and forgot (DESIGN §3.1).
-fn check_memory<E: Runtime>(shared: &Shared<E>, hello: &Hello) -> Result<(), Refused> {
-    let (Some((publisher, tell)), Some(claim)) = (&shared.config.publisher, &hello.newest) else {
-        return Ok(());
-    };
-    // Read after the claim came: our own head cannot be older than it by honest means.
-    let head = shared.ledger.head().checkpoint;
-    if !shows_amnesia(shared, publisher, &head, hello, claim) {
-        return Ok(());
-    }
-    tell(claim.clone());
-    Err(Refused::new(
-        Code::Internal,
-        format!("this server forgot its own commit {}", claim.checkpoint.sequence),
-    ))
-}
-
-/// Whether a client shows what our own keys signed and we do not know: a later state, another one
-/// for our sequence, or the retirement of the key that we sign with.
-fn shows_amnesia<E: Runtime>(
-    shared: &Shared<E>,
-    publisher: &PublicKey,
-    head: &Checkpoint,
-    hello: &Hello,
-    claim: &SignedCheckpoint,
-) -> bool {
-    let mut publishers = vec![publisher.clone()];
-    publishers.extend(shared.config.rotations.0.iter().map(|rotation| rotation.retired.clone()));
-    let (database, family) = (head.database, head.family);
-    let mut policy = Policy { publishers, database, family, rotations: Rotations::default() };
-    // Only what our keys signed is learned; a forged chain says nothing.
-    let _ = policy.learn(&hello.rotations);
-    let is_retired = policy.rotations.0.iter().any(|rotation| rotation.retired == *publisher);
-    let beyond = claim.checkpoint.sequence > head.sequence;
-    let other = claim.checkpoint.sequence == head.sequence && !claim.checkpoint.same_state(head);
-    is_retired || (beyond || other) && policy.verify(claim).is_ok()
 }
 
 /// Reads messages until there is a reason to stop.
@@ -325,25 +230,34 @@ impl<E: Runtime> Session<E> {
     /// Begins to work on a request; false if the client has too many streams.
     async fn start(self: &Arc<Self>, context: &E, id: u64, request: Request) -> bool {
         self.throttle(context).await;
-        let credit = match request {
-            Request::Follow { credit, .. } => Some(i64::from(credit)),
-            Request::Watch { .. } => Some(0),
-            _ => None,
+        // What needs one answer waits here for its turn, and for room for the answer: of a client
+        // that floods, or does not read, no more is read.
+        let room = match request {
+            Request::Follow { credit, .. } => Room::Stream(credit.into()),
+            Request::Watch { .. } => Room::Stream(0),
+            Request::Checkpoint => Room::Answer(SMALL_BYTES),
+            Request::Fetch(_) => Room::Answer(RESPONSE_BYTES_MAX + SMALL_BYTES),
         };
-        let credit = credit
-            .map(|bytes| Arc::new(Credit { bytes: AtomicI64::new(bytes), more: Notify::new() }));
+        let (credit, turn) = match room {
+            Room::Stream(bytes) => {
+                let credit = Credit { bytes: AtomicI64::new(bytes), more: Notify::new() };
+                (Some(Arc::new(credit)), None)
+            }
+            Room::Answer(bytes) => {
+                let permit = self.in_flight.clone().acquire_owned().await.ok();
+                (None, Some((permit, self.reader.reserve(bytes).await)))
+            }
+        };
         if !self.register(id, credit.clone()) {
             return false;
         }
-        // One-shot requests wait here for their turn: a client that floods stops being read.
-        let permit = match credit {
-            Some(_) => None,
-            None => self.in_flight.clone().acquire_owned().await.ok(),
-        };
         let session = self.clone();
         let task = context.child("request").spawn(move |context| async move {
-            let _permit = permit;
-            session.answer(&context, id, request, credit).await;
+            match (credit, turn) {
+                (Some(credit), _) => session.stream(&context, id, request, credit).await,
+                (None, Some((_permit, room))) => session.answer(&context, id, request, room).await,
+                (None, None) => {}
+            }
             // Removing the work aborts its task, which is this one and has nothing left to do.
             session.tasks.lock().remove(&id);
         });
@@ -380,49 +294,52 @@ impl<E: Runtime> Session<E> {
         }
     }
 
-    async fn answer(&self, context: &E, id: u64, request: Request, credit: Option<Arc<Credit>>) {
-        let request_name = name(&request);
-        let started = context.current();
-        let metrics = &self.shared.metrics;
+    /// Answers a request for one thing.
+    async fn answer(&self, context: &E, id: u64, request: Request, room: Reservation) {
+        let (name, started) = (name(&request), context.current());
         let result = match request {
-            Request::Checkpoint => {
-                let reservation = self.reader.reserve(SMALL_BYTES).await;
-                let head = Box::new(self.shared.ledger.head());
-                Ok(Some((Response::Checkpoint(head), reservation)))
-            }
-            Request::Fetch(fetch) => self.fetch(fetch).await.map(Some),
+            Request::Fetch(fetch) => self.fetch(fetch).await,
+            _ => Ok(Response::Checkpoint(Box::new(self.shared.ledger.head()))),
+        };
+        self.count(context, name, started, result.as_ref().err());
+        let response = result.unwrap_or_else(Response::Refused);
+        self.send(context, id, response, room).await;
+    }
+
+    /// Sends what a stream is about, until it ends.
+    async fn stream(&self, context: &E, id: u64, request: Request, credit: Arc<Credit>) {
+        let (name, started) = (name(&request), context.current());
+        let result = match request {
+            Request::Watch { target } => self.watch(context, id, target).await,
             Request::Follow { sequence, .. } => {
-                metrics.followers.inc();
+                self.shared.metrics.followers.inc();
                 // Counted down even if this task is aborted.
                 let _count = Defer(|| {
-                    metrics.followers.dec();
+                    self.shared.metrics.followers.dec();
                 });
-                self.follow(context, id, sequence, credit).await.map(|()| None)
+                self.follow(context, id, sequence, &credit).await
             }
-            Request::Watch { target } => self.watch(context, id, target).await.map(|()| None),
+            Request::Checkpoint | Request::Fetch(_) => Ok(()),
         };
-        let outcome = match &result {
-            Ok(_) => "ok",
-            Err(refused) => refused.code.as_str(),
-        };
-        metrics
-            .requests
-            .get_or_create(&ResultLabel { request: request_name, result: outcome })
-            .inc();
-        let elapsed = context.current().duration_since(started).unwrap_or_default();
-        metrics
-            .request_duration
-            .get_or_create(&RequestLabel { request: request_name })
-            .observe(elapsed.as_secs_f64());
-        match result {
-            Ok(None) => {}
-            Ok(Some((response, reservation))) => {
-                self.send(context, id, response, reservation).await;
-            }
-            Err(refused) => {
-                self.send_small(context, id, Response::Refused(refused)).await;
-            }
+        self.count(context, name, started, result.as_ref().err());
+        if let Err(refused) = result {
+            self.send_small(context, id, Response::Refused(refused)).await;
         }
+    }
+
+    fn count(
+        &self,
+        context: &E,
+        request: &'static str,
+        started: std::time::SystemTime,
+        refused: Option<&Refused>,
+    ) {
+        let metrics = &self.shared.metrics;
+        let result = refused.map_or("ok", |refused| refused.code.as_str());
+        metrics.requests.get_or_create(&ResultLabel { request, result }).inc();
+        let elapsed = context.current().duration_since(started).unwrap_or_default();
+        let durations = metrics.request_duration.get_or_create(&RequestLabel { request });
+        durations.observe(elapsed.as_secs_f64());
     }
 
     /// Queues a message, within the byte quota of the client's key; false if it is gone.
@@ -473,7 +390,7 @@ impl<E: Runtime> Session<E> {
         }
     }
 
-    async fn fetch(&self, fetch: Fetch) -> Result<(Response, Reservation), Refused> {
+    async fn fetch(&self, fetch: Fetch) -> Result<Response, Refused> {
         let fetch = match fetch {
             Fetch::Operations { size, start, max } => {
                 let max = max.min(NonZeroU64::new(RESPONSE_OPERATIONS_MAX).unwrap_or(max));
@@ -481,14 +398,12 @@ impl<E: Runtime> Session<E> {
             }
             Fetch::Boundary { .. } => fetch,
         };
-        // Before anything is read: a peer that does not take its answers gets no more made.
-        let reservation = self.reader.reserve(RESPONSE_BYTES_MAX + SMALL_BYTES).await;
         let _turn = self.shared.serving.acquire().await;
         match self.shared.ledger.serve(fetch, RESPONSE_BYTES_MAX).await {
             Ok(served) if served.body.len() > FRAME_BYTES_MAX as usize - 64 => {
                 Err(Refused::new(Code::TooLarge, "one operation is larger than a frame"))
             }
-            Ok(served) => Ok((Response::Operations(served.body), reservation)),
+            Ok(served) => Ok(Response::Operations(served.body)),
             Err(DatabaseError::Pruned) => {
                 Err(Refused::new(Code::Pruned, "these operations are no longer held"))
             }
@@ -506,9 +421,8 @@ impl<E: Runtime> Session<E> {
         context: &E,
         id: u64,
         sequence: u64,
-        credit: Option<Arc<Credit>>,
+        credit: &Credit,
     ) -> Result<(), Refused> {
-        let Some(credit) = credit else { return Ok(()) };
         let log = self.shared.ledger.log();
         let (mut bounds, mut heads) = (log.subscribe(), self.shared.ledger.subscribe());
         let mut last = sequence;

@@ -21,7 +21,7 @@ use std::path::Path;
 pub fn new_epoch(storage_dir: &Path, publisher_key: Option<&Path>) -> Result<DatabaseId, Failure> {
     let id = daemon::with_storage(storage_dir, |context| async move {
         let publisher = load_key(publisher_key, storage_dir, "publisher.key")?;
-        Ok(begin(&context, &publisher).await.map_err(failure)?)
+        begin(&context, &publisher).await.map_err(failure)
     })?;
     keys::write_public_file(&daemon::public_dir(storage_dir), "database.id", &id.to_string())?;
     Ok(id)

@@ -45,7 +45,7 @@ pub fn rotate_key(
     let mut rotated = daemon::with_storage(storage_dir, |context| async move {
         let retired = load_key(publisher_key, storage_dir, "publisher.key")?;
         let successor = load_key(new_key, storage_dir, "publisher.key.next")?;
-        Ok(hand_over(&context, &retired, &successor).await.map_err(failure)?)
+        hand_over(&context, &retired, &successor).await.map_err(failure)
     })?;
     if new_key.is_none() {
         rotated.kept = Some(exchange(storage_dir, &successor_path, rotated.from)?);

@@ -93,8 +93,7 @@ impl Proxy {
 fn copy(state: &State, mut from: TcpStream, mut to: TcpStream, is_request: bool) {
     let mut buffer = [0; 16 * 1024];
     let mut passed = 0;
-    loop {
-        let Ok(length @ 1..) = from.read(&mut buffer) else { break };
+    while let Ok(length @ 1..) = from.read(&mut buffer) {
         let chunk = &mut buffer[..length];
         let record = if is_request { &state.to_server } else { &state.to_client };
         record.lock().unwrap().extend_from_slice(chunk);
