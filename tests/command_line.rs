@@ -186,7 +186,7 @@ fn wrong_use_is_named() {
             "syncctl",
             &["new-epoch", "--storage-dir", &missing],
             65,
-            &["holds no server's storage"],
+            &["is no storage directory of a daemon"],
         ),
         case("syncctl", &["keygen", "-o", &file], 74, &[&file]),
     ];

@@ -298,6 +298,30 @@ fn a_rotated_key_is_followed_and_the_old_one_refused() {
     assert_eq!(thief.wait().code(), Some(65), "{}", thief.log_tail());
 }
 
+/// A server whose clock is wrong is named as such, with the difference, not as one with a bad key.
+#[test]
+fn a_clock_difference_is_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = Daemon::server(&directory.path().join("server"), &[]);
+    write(&server, "a", 3);
+    let (relay, address) = Relay::before(&server, directory.path());
+    relay.act(Act::Ahead(std::time::Duration::from_secs(100)));
+    let client = server.client(&directory.path().join("client"), &["--server", &address]);
+    let said = wait_for("the difference is named", || {
+        let status = client.status();
+        let error = status["last_error"].as_str()?.to_string();
+        error.contains("clock").then_some(error)
+    });
+    assert!(said.contains("--handshake-skew"), "{said}");
+    let seconds: f64 =
+        said.split("clock is ").nth(1).unwrap().split('s').next().unwrap().parse().unwrap();
+    assert!((99.0..102.0).contains(&seconds), "{said}");
+    assert!(client.metric("syncd_client_reconnects_total{reason=\"clock_skew\"}") >= 1.0);
+    // Within what is tolerated it works.
+    relay.act(Act::Ahead(std::time::Duration::from_secs(5)));
+    client.wait_equal(&server);
+}
+
 /// What goes between the two is encrypted; who changes, cuts, delays or replays it changes nothing.
 #[test]
 fn the_channel_hides_and_protects() {

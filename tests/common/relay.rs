@@ -6,7 +6,7 @@ use super::Daemon;
 use bytes::Bytes;
 use commonware_codec::{DecodeExt as _, Encode as _};
 use commonware_cryptography::ed25519::PrivateKey;
-use commonware_runtime::{Listener as _, Network as _, Sink as _, Supervisor as _};
+use commonware_runtime::{Clock, Listener as _, Network as _, Sink as _, Supervisor as _};
 use commonware_stream::Upgrader as _;
 use std::{
     net::SocketAddr,
@@ -14,7 +14,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 use syncd::{
     link::{Frames, spawn_frames, upgrader},
@@ -53,6 +53,8 @@ pub enum Act {
     Mute,
     /// Proves its key and says nothing.
     MuteAfterHandshake,
+    /// Hands everything on, with a clock that goes ahead.
+    Ahead(Duration),
     /// Answers with bytes that mean nothing, before any handshake.
     Noise,
 }
@@ -169,8 +171,12 @@ async fn treat<E: Runtime>(
         _ => {}
     }
     let day = Duration::from_secs(24 * 60 * 60);
+    let ahead = match act {
+        Act::Ahead(by) => by,
+        _ => Duration::ZERO,
+    };
     let listening = upgrader(identity.clone(), day).listen(
-        context.child("listen"),
+        Skewed { context: context.child("listen"), ahead },
         NAMESPACE,
         FRAME_BYTES_MAX,
         |_| async { true },
@@ -200,6 +206,57 @@ async fn treat<E: Runtime>(
     let upstream = spawn_frames(&context, sender, receiver);
     pump(act, client, upstream).await;
 }
+
+/// A clock that goes ahead.
+struct Skewed<E> {
+    context: E,
+    ahead: Duration,
+}
+
+impl<E: Runtime> governor::clock::Clock for Skewed<E> {
+    type Instant = SystemTime;
+
+    fn now(&self) -> SystemTime {
+        self.context.current() + self.ahead
+    }
+}
+
+impl<E: Runtime> governor::clock::ReasonablyRealtime for Skewed<E> {}
+
+impl<E: Runtime> Clock for Skewed<E> {
+    fn current(&self) -> SystemTime {
+        self.context.current() + self.ahead
+    }
+
+    fn sleep(&self, duration: Duration) -> impl Future<Output = ()> + Send + 'static + use<E> {
+        self.context.sleep(duration)
+    }
+
+    fn sleep_until(
+        &self,
+        deadline: SystemTime,
+    ) -> impl Future<Output = ()> + Send + 'static + use<E> {
+        self.context.sleep_until(deadline - self.ahead)
+    }
+}
+
+impl<E: Runtime> rand_core::TryRng for Skewed<E> {
+    type Error = std::convert::Infallible;
+
+    fn try_next_u32(&mut self) -> Result<u32, Self::Error> {
+        self.context.try_next_u32()
+    }
+
+    fn try_next_u64(&mut self) -> Result<u64, Self::Error> {
+        self.context.try_next_u64()
+    }
+
+    fn try_fill_bytes(&mut self, bytes: &mut [u8]) -> Result<(), Self::Error> {
+        self.context.try_fill_bytes(bytes)
+    }
+}
+
+impl<E: Runtime> rand_core::TryCryptoRng for Skewed<E> {}
 
 async fn pump(act: Act, client: Frames, upstream: Frames) {
     let (to_client, mut from_client, _client) = client.split();
