@@ -17,7 +17,7 @@ use std::{
     net::{SocketAddr, TcpStream},
     num::NonZeroU64,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -31,6 +31,13 @@ use syncd::{
 
 /// What docs/LIMITS.md promises of a server's memory, with the database of these tests.
 const MEMORY_MAX: u64 = 1024 * 1024 * 1024;
+
+/// One attack at a time: each measures memory and delays.
+static ALONE: Mutex<()> = Mutex::new(());
+
+fn alone() -> MutexGuard<'static, ()> {
+    ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
 
 /// A server and an honest client that follows it.
 fn pair(options: &[&str]) -> (tempfile::TempDir, Daemon, Daemon) {
@@ -99,12 +106,12 @@ fn delays(client: &Daemon) -> Vec<(f64, f64)> {
         .collect()
 }
 
-/// Writes a commit every 20 ms; the median delay to the replica.
+/// Writes a commit every 50 ms; the median delay to the replica.
 fn lag(server: &Daemon, client: &Daemon, prefix: &str) -> f64 {
     let before = delays(client);
-    for n in 0..100 {
+    for n in 0..60 {
         assert_eq!(server.put(&format!("{prefix}-{n}"), b"value").status, 200);
-        std::thread::sleep(Duration::from_millis(20));
+        std::thread::sleep(Duration::from_millis(50));
     }
     client.wait_equal(server);
     median_delay(client, &before)
@@ -125,6 +132,7 @@ fn fill(server: &Daemon) {
 /// Peers that ask for 100,000 answers each and read none.
 #[test]
 fn answers_that_nobody_reads_do_not_fill_the_memory() {
+    let _alone = alone();
     let (directory, server, client) = pair(&[]);
     fill(&server);
     client.wait_equal(&server);
@@ -177,6 +185,7 @@ fn answers_that_nobody_reads_do_not_fill_the_memory() {
 /// Followers that ask for everything and read nothing.
 #[test]
 fn followers_that_do_not_read_do_not_fill_the_memory() {
+    let _alone = alone();
     let (directory, server, client) = pair(&[]);
     fill(&server);
     client.wait_equal(&server);
@@ -214,6 +223,7 @@ fn followers_that_do_not_read_do_not_fill_the_memory() {
 /// Bytes that mean nothing: before the handshake, after it, after the greeting.
 #[test]
 fn nonsense_ends_the_connection_that_it_came_over() {
+    let _alone = alone();
     let (directory, server, client) = pair(&[]);
     for n in 0..50u8 {
         let mut stream = TcpStream::connect(&server.sync).unwrap();
@@ -277,6 +287,7 @@ fn nonsense_ends_the_connection_that_it_came_over() {
 /// The bounds on connections, reached: the answer has a name and a time.
 #[test]
 fn too_many_connections_are_told_so() {
+    let _alone = alone();
     let options = ["--max-connections", "6", "--max-connections-per-address", "4"];
     let (directory, server, client) = pair(&options);
     let door = Door::of(&server);
@@ -312,6 +323,7 @@ fn connect_from(source: [u8; 4], to: SocketAddr) -> Option<TcpStream> {
 /// client's lag is what it was.
 #[test]
 fn idle_connections_keep_nobody_out() {
+    let _alone = alone();
     let (directory, server, client) = pair(&[]);
     let calm = lag(&server, &client, "calm");
     let address: SocketAddr = server.sync.parse().unwrap();
@@ -353,6 +365,7 @@ fn idle_connections_keep_nobody_out() {
 /// A thousand replicas lose their server and come back at once.
 #[test]
 fn a_thousand_come_back_at_once() {
+    let _alone = alone();
     let directory = tempfile::tempdir().unwrap();
     let port = {
         let probe = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
