@@ -25,6 +25,7 @@ use bytes::Bytes;
 use commonware_utils::sync::{AsyncRwLock, Mutex};
 use std::{
     collections::BTreeMap,
+    num::NonZeroU64,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -325,6 +326,18 @@ impl<E: Runtime> Ledger<E> {
         Ok(None)
     }
 
+    /// Up to `max` operations from `start` of the state that reads see, and that state.
+    pub async fn operations(
+        &self,
+        start: u64,
+        max: NonZeroU64,
+    ) -> Result<(SignedCheckpoint, Vec<database::Operation>), database::Error> {
+        let database = self.database.read().await;
+        let head = self.head();
+        let operations = database.operations(head.checkpoint.size, start, max).await?;
+        Ok((head, operations))
+    }
+
     /// Answers a request for operations.
     pub async fn serve(&self, fetch: Fetch, bytes_max: usize) -> Result<Served, database::Error> {
         self.database.read().await.serve(fetch, bytes_max).await
@@ -341,7 +354,7 @@ impl<E: Runtime> Ledger<E> {
         let head = self.head();
         let hold = self.hold(&head);
         let (size, floor) = (head.checkpoint.size, head.checkpoint.floor);
-        (head, Exporter::new(self.database.clone(), size, floor), hold)
+        (head, Exporter::new(self.database.clone(), self.kind.family, size, floor), hold)
     }
 
     /// Keeps what a replica needs that is building the state of `checkpoint`.

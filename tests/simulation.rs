@@ -20,10 +20,10 @@ use syncd::{
     client,
     commit_log::Retention,
     database::{
-        Kind,
+        Kind, Operation,
         types::{Change, DatabaseId, Family, HashKind},
     },
-    ledger::History,
+    ledger::{History, Ledger},
     link::Connector,
     replicate::state_sync,
     serve::limits::Limits,
@@ -92,8 +92,36 @@ fn client_setup(kind: Kind, database: syncd::database::types::DatabaseId) -> cli
     }
 }
 
-fn put(key: u64, value: u64) -> Change {
-    Change::Put { key: format!("key/{key}").into_bytes(), value: value.to_be_bytes().to_vec() }
+/// A write of `value`; under a key, where the family has keys.
+fn write(kind: Kind, key: u64, value: u64) -> Change {
+    let value = value.to_be_bytes().to_vec();
+    match kind.family {
+        Family::Keyless => Change::Append { value },
+        _ => Change::Put { key: format!("key/{key}").into_bytes(), value },
+    }
+}
+
+type Context = deterministic::Context;
+
+/// What `key` holds; of a log of values, whether it holds `wanted`.
+async fn look_up(ledger: &Ledger<Context>, key: u64, wanted: u64) -> Option<u64> {
+    if ledger.kind().family != Family::Keyless {
+        let (_, value) = ledger.get(format!("key/{key}").as_bytes()).await.unwrap();
+        return value.map(|value| u64::from_be_bytes(value.as_ref().try_into().unwrap()));
+    }
+    let (size, mut from) = (ledger.head().checkpoint.size, 0);
+    while from < size {
+        let (_, operations) = ledger.operations(from, NonZeroU64::new(500).unwrap()).await.unwrap();
+        from += operations.len() as u64;
+        let found = operations.into_iter().any(|operation| match operation {
+            Operation::Append { value } => value.as_ref() == wanted.to_be_bytes(),
+            _ => false,
+        });
+        if found {
+            return Some(wanted);
+        }
+    }
+    None
 }
 
 async fn wait_equal(
@@ -140,14 +168,14 @@ fn publish_sync_follow(kind: Kind, seed: u64) {
         wait_equal(&context, &server, &client).await;
         for i in 0..200u64 {
             let request = WriteRequest {
-                changes: (0..5).map(|j| put(i * 5 + j, i)).collect(),
+                changes: (0..5).map(|j| write(kind, i * 5 + j, i)).collect(),
                 idempotency: None,
             };
             server.publisher.write(request, Source::Api).await.unwrap();
         }
         wait_equal(&context, &server, &client).await;
-        let (_, value) = client.replica.ledger.load_full().unwrap().get(b"key/7").await.unwrap();
-        assert_eq!(value.unwrap().as_ref(), 1u64.to_be_bytes());
+        let replica = client.replica.ledger.load_full().unwrap();
+        assert_eq!(look_up(&replica, 7, 1).await, Some(1));
         client.drain().await.unwrap();
         server.drain().await.unwrap();
     });
@@ -186,8 +214,10 @@ async fn live_and_crash(
             for n in 0u64.. {
                 // Immutable keys are new each time; the others are overwritten over and over.
                 let unique = life * 1_000_000 + writer * 100_000 + n;
-                let key = if kind.family == Family::Any { writer * 10 + n % 10 } else { unique };
-                let request = WriteRequest { changes: vec![put(key, unique)], idempotency: None };
+                let overwrites = matches!(kind.family, Family::Any | Family::Current);
+                let key = if overwrites { writer * 10 + n % 10 } else { unique };
+                let request =
+                    WriteRequest { changes: vec![write(kind, key, unique)], idempotency: None };
                 // The crash ends the publisher under its writers.
                 let Ok(_) = publisher.write(request, Source::Api).await else { return };
                 acknowledged.lock().unwrap().insert(key, unique);
@@ -199,15 +229,11 @@ async fn live_and_crash(
     context.sleep(Duration::from_millis(20 + random % 3000)).await;
 }
 
-async fn check_acknowledged(
-    ledger: &syncd::ledger::Ledger<deterministic::Context>,
-    acknowledged: &Acknowledged,
-) {
+async fn check_acknowledged(ledger: &Ledger<Context>, acknowledged: &Acknowledged) {
     let expected = acknowledged.lock().unwrap().clone();
     for (key, least) in expected {
-        let (_, value) = ledger.get(format!("key/{key}").as_bytes()).await.unwrap();
-        let value = value.unwrap_or_else(|| panic!("key {key} is lost"));
-        let found = u64::from_be_bytes(value.as_ref().try_into().unwrap());
+        let found = look_up(ledger, key, least).await;
+        let found = found.unwrap_or_else(|| panic!("{least} of key {key} is lost"));
         // A later write may have been committed without its answer being seen.
         assert!(found >= least, "key {key}: acknowledged {least}, found {found}");
     }
@@ -245,8 +271,7 @@ struct Process<T> {
     parts: T,
 }
 
-type ServerParts =
-    (Arc<syncd::ledger::Ledger<deterministic::Context>>, server::publisher::Handle, DatabaseId);
+type ServerParts = (Arc<Ledger<Context>>, server::publisher::Handle, DatabaseId);
 type ClientParts = Arc<client::replica::Replica<deterministic::Context>>;
 
 /// The simulated network never gives a port back, so each life of a server has its own.
@@ -301,7 +326,7 @@ impl<T> Process<T> {
 /// Waits until `replica` is at the state of `ledger`; every state on the way is one of its log.
 async fn follow_to(
     context: &deterministic::Context,
-    ledger: &syncd::ledger::Ledger<deterministic::Context>,
+    ledger: &Ledger<Context>,
     replica: &ClientParts,
 ) {
     for _ in 0..20_000 {
@@ -316,19 +341,16 @@ async fn follow_to(
 }
 
 /// What the replica serves is a state that the publisher committed.
-async fn check_honest(
-    ledger: &syncd::ledger::Ledger<deterministic::Context>,
-    replica: &ClientParts,
-) {
+async fn check_honest(ledger: &Ledger<Context>, replica: &ClientParts) {
     if let Some(head) = replica.head() {
         let commit = ledger.log().read(head.checkpoint.sequence).await.unwrap();
         assert!(commit.checkpoint.checkpoint.same_state(&head.checkpoint), "{head:?}");
     }
 }
 
-async fn write_some(publisher: &server::publisher::Handle, from: u64, count: u64) {
+async fn write_some(kind: Kind, publisher: &server::publisher::Handle, from: u64, count: u64) {
     for n in from..from + count {
-        let request = WriteRequest { changes: vec![put(n, n)], idempotency: None };
+        let request = WriteRequest { changes: vec![write(kind, n, n)], idempotency: None };
         publisher.write(request, Source::Api).await.unwrap();
     }
 }
@@ -343,12 +365,12 @@ fn kill_each(kind: Kind, seed: u64) {
         let database = server.parts.2;
         let mut client = spawn_client(&context, kind, database).await;
         for turn in 0..6u64 {
-            write_some(&server.parts.1, turn * 50, 50).await;
+            write_some(kind, &server.parts.1, turn * 50, 50).await;
             let random = u64::from(rand_core::Rng::next_u32(&mut context));
             context.sleep(Duration::from_millis(random % 50)).await;
             if random & 64 == 0 {
                 client.kill().await;
-                write_some(&server.parts.1, 1_000_000 + turn * 50, random % 50).await;
+                write_some(kind, &server.parts.1, 1_000_000 + turn * 50, random % 50).await;
                 client = spawn_client(&context, kind, database).await;
             } else {
                 let head = server.parts.0.head().checkpoint;
@@ -406,10 +428,10 @@ fn liar(kind: Kind, seed: u64) {
             let (random, seen) = &mut *state;
             lie(&mut || rand_core::Rng::next_u64(random), seen, message)
         });
-        write_some(publisher, 0, 300).await;
+        write_some(kind, publisher, 0, 300).await;
         let client = spawn_client(&context, kind, *database).await;
         for turn in 0..40u64 {
-            write_some(publisher, 1000 + turn * 10, 10).await;
+            write_some(kind, publisher, 1000 + turn * 10, 10).await;
             context.sleep(Duration::from_millis(500)).await;
             check_honest(ledger, &client.parts).await;
         }
@@ -444,6 +466,16 @@ fn publish_sync_follow_any() {
 #[test]
 fn publish_sync_follow_immutable() {
     run_seeds(Family::Immutable);
+}
+
+#[test]
+fn publish_sync_follow_current() {
+    run_seeds(Family::Current);
+}
+
+#[test]
+fn publish_sync_follow_keyless() {
+    run_seeds(Family::Keyless);
 }
 
 /// Storage of another layout is refused by name, by both.

@@ -21,11 +21,20 @@ pub struct View {
     pub lag_seconds: f64,
 }
 
-/// A key and its value, as users wrote them.
+/// What an entry is called.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Name {
+    /// The user's key.
+    Key(Bytes),
+    /// Its place in the log (`keyless`).
+    Location(u64),
+}
+
+/// A name and its value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// The user's key.
-    pub key: Bytes,
+    /// What it is called.
+    pub name: Name,
     /// The user's value.
     pub value: Bytes,
 }
@@ -44,6 +53,9 @@ pub enum ReadError {
         /// Why, in a sentence.
         message: String,
     },
+    /// What was asked for is no longer held: 410.
+    #[error("{0}")]
+    Pruned(String),
     /// A limit was reached: 429 with `Retry-After`.
     #[error("{message}")]
     Busy {
@@ -168,6 +180,17 @@ pub struct ClientStatus {
     pub last_error: Option<String>,
 }
 
+/// Values of a log, with their locations.
+#[derive(Clone, Debug)]
+pub struct Page {
+    /// The state that they were read from.
+    pub view: View,
+    /// The values.
+    pub entries: Vec<Entry>,
+    /// Where to go on; the state's size at its end.
+    pub next: u64,
+}
+
 /// A consistent state, streamed: pages arrive in `entries` until `Ok(None)` says that it is
 /// complete. An `Err`, or a channel that closes before, means that it is not.
 pub struct Export {
@@ -191,6 +214,10 @@ pub trait Backend: Send + Sync + 'static {
 
     /// The value of `key` and the state it was read from.
     async fn get(&self, key: &[u8]) -> Result<(View, Option<Bytes>), ReadError>;
+
+    /// The values that stand among the first operations from `from`, until `limit` of them or
+    /// about `bytes_max` bytes were found (`keyless`).
+    async fn entries(&self, from: u64, limit: usize, bytes_max: usize) -> Result<Page, ReadError>;
 
     /// Waits until the readable state has at least `size` operations; false after `timeout`.
     async fn wait_for_size(&self, size: u64, timeout: Duration) -> bool;

@@ -1,6 +1,7 @@
 //! The HTTP API of both daemons: one router over a [`Backend`].
 
 mod backend;
+mod entries;
 mod export;
 mod guard;
 pub mod ndjson;
@@ -8,9 +9,10 @@ mod problem;
 mod router;
 
 pub use backend::{
-    Backend, ClientStatus, Entry, Export, ReadError, Receipt, Status, View, WriteError,
+    Backend, ClientStatus, Entry, Export, Name, Page, ReadError, Receipt, Status, View, WriteError,
     WriteRequest, Writer,
 };
+pub use entries::read_entries;
 pub use export::stream_export;
 pub use guard::Tokens;
 pub use router::router;

@@ -1,6 +1,6 @@
 //! Batches: one JSON object a line.
 
-use super::{Entry, problem::Problem};
+use super::{Entry, Name, problem::Problem};
 use crate::{
     commit_log::CHANGES_MAX,
     database::types::{Change, KEY_LENGTH_MAX},
@@ -18,10 +18,12 @@ struct Line {
     value_b64: Option<String>,
     #[serde(default)]
     delete: bool,
+    location: Option<u64>,
 }
 
-/// Reads a batch. The problem names the line, counted from 1.
-pub fn parse(body: &[u8], value_length_max: usize) -> Result<Vec<Change>, Problem> {
+/// Reads a batch: of keys, or of values to append to a log. The problem names the line, counted
+/// from 1.
+pub fn parse(body: &[u8], value_length_max: usize, is_log: bool) -> Result<Vec<Change>, Problem> {
     let mut changes = Vec::new();
     for (index, line) in body.split(|byte| *byte == b'\n').enumerate() {
         if line.trim_ascii().is_empty() {
@@ -33,7 +35,8 @@ pub fn parse(body: &[u8], value_length_max: usize) -> Result<Vec<Change>, Proble
             let detail = format!("line {number}: a batch may have {CHANGES_MAX} changes");
             return Err(at(Problem::too_large(detail)));
         }
-        let change = parse_line(line)
+        let parse = if is_log { parse_log_line } else { parse_line };
+        let change = parse(line)
             .map_err(|detail| at(Problem::malformed(format!("line {number}: {detail}"))))?;
         check_lengths(&change, value_length_max)
             .map_err(|detail| at(Problem::too_large(format!("line {number}: {detail}"))))?;
@@ -44,6 +47,9 @@ pub fn parse(body: &[u8], value_length_max: usize) -> Result<Vec<Change>, Proble
 
 fn parse_line(line: &[u8]) -> Result<Change, String> {
     let line: Line = serde_json::from_slice(line).map_err(|error| error.to_string())?;
+    if line.location.is_some() {
+        return Err("'location' is of logs of values ('keyless')".into());
+    }
     let key = bytes("key", line.key, line.key_b64)?.ok_or("'key' or 'key_b64' is missing")?;
     if key.is_empty() {
         return Err("the key is empty".into());
@@ -54,6 +60,16 @@ fn parse_line(line: &[u8]) -> Result<Change, String> {
         (Some(_), true) => Err("both a value and 'delete'".into()),
         (None, false) => Err("one of 'value', 'value_b64' and 'delete: true' is needed".into()),
     }
+}
+
+/// A line of a log of values. The location that an export gave it means nothing here.
+fn parse_log_line(line: &[u8]) -> Result<Change, String> {
+    let line: Line = serde_json::from_slice(line).map_err(|error| error.to_string())?;
+    if line.key.is_some() || line.key_b64.is_some() || line.delete {
+        return Err("family 'keyless' has no keys: only 'value' or 'value_b64'".into());
+    }
+    let value = bytes("value", line.value, line.value_b64)?;
+    value.map(|value| Change::Append { value }).ok_or("'value' or 'value_b64' is missing".into())
 }
 
 fn bytes(
@@ -84,16 +100,29 @@ pub fn check_lengths(change: &Change, value_length_max: usize) -> Result<(), Str
     Ok(())
 }
 
-/// Writes an entry as a line that [`parse`] reads.
-pub fn write(entry: &Entry, out: &mut Vec<u8>) {
+/// An entry as a JSON object that [`parse`] reads.
+pub fn to_json(entry: &Entry) -> serde_json::Map<String, serde_json::Value> {
     let mut object = serde_json::Map::new();
-    for (name, bytes) in [("key", &entry.key), ("value", &entry.value)] {
+    let mut insert = |name: &str, bytes: &[u8]| {
         match std::str::from_utf8(bytes) {
             Ok(text) => object.insert(name.into(), text.into()),
             Err(_) => object.insert(format!("{name}_b64"), BASE64.encode(bytes).into()),
         };
+    };
+    if let Name::Key(key) = &entry.name {
+        insert("key", key);
     }
-    out.extend_from_slice(serde_json::Value::Object(object).to_string().as_bytes());
+    insert("value", &entry.value);
+    if let Name::Location(location) = entry.name {
+        object.insert("location".into(), location.into());
+    }
+    object
+}
+
+/// Writes an entry as a line that [`parse`] reads.
+pub fn write(entry: &Entry, out: &mut Vec<u8>) {
+    let object = serde_json::Value::Object(to_json(entry));
+    out.extend_from_slice(object.to_string().as_bytes());
     out.push(b'\n');
 }
 
@@ -104,7 +133,7 @@ mod tests {
     #[test]
     fn batches_are_read() {
         let body = b"{\"key\":\"a\",\"value\":\"1\"}\n\n{\"key_b64\":\"/w==\",\"delete\":true}\n";
-        let changes = parse(body, 10).expect("a valid batch");
+        let changes = parse(body, 10, false).expect("a valid batch");
         let expected = [
             Change::Put { key: b"a".to_vec(), value: b"1".to_vec() },
             Change::Delete { key: vec![255] },
@@ -126,22 +155,37 @@ mod tests {
             ("{\"key\":\"a\",\"value\":\"12345678901\"}", "11 bytes"),
         ] {
             let body = format!("{{\"key\":\"x\",\"value\":\"y\"}}\n{line}\n");
-            let problem = format!("{:?}", parse(body.as_bytes(), 10).expect_err(line));
+            let problem = format!("{:?}", parse(body.as_bytes(), 10, false).expect_err(line));
             assert!(problem.contains("line 2") && problem.contains(what), "{line}: {problem}");
         }
     }
 
     #[test]
+    fn logs_of_values_are_read_and_written() {
+        let entry = Entry { name: Name::Location(7), value: vec![0xff].into() };
+        let mut text = b"{\"value\":\"a\"}\n".to_vec();
+        write(&entry, &mut text);
+        let changes = parse(&text, 10, true).expect("values");
+        let expected = [b"a".to_vec(), vec![0xff]].map(|value| Change::Append { value });
+        assert_eq!(changes, expected);
+        for wrong in ["{\"key\":\"a\",\"value\":\"1\"}", "{}", "{\"delete\":true}"] {
+            assert!(parse(wrong.as_bytes(), 10, true).is_err(), "{wrong}");
+        }
+        assert!(parse(&text, 10, false).is_err());
+    }
+
+    #[test]
     fn entries_round_trip() {
         let entries = [
-            Entry { key: "ä\"".into(), value: vec![0xff, 0].into() },
-            Entry { key: vec![0x80].into(), value: "line\nbreak".into() },
+            Entry { name: Name::Key("ä\"".into()), value: vec![0xff, 0].into() },
+            Entry { name: Name::Key(vec![0x80].into()), value: "line\nbreak".into() },
         ];
         let mut text = Vec::new();
         entries.iter().for_each(|entry| write(entry, &mut text));
-        let changes = parse(&text, 100).expect("what was written can be read");
+        let changes = parse(&text, 100, false).expect("what was written can be read");
         for (change, entry) in changes.iter().zip(&entries) {
-            let expected = Change::Put { key: entry.key.to_vec(), value: entry.value.to_vec() };
+            let Name::Key(key) = &entry.name else { panic!("{entry:?}") };
+            let expected = Change::Put { key: key.to_vec(), value: entry.value.to_vec() };
             assert_eq!(*change, expected);
         }
     }

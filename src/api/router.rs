@@ -1,7 +1,7 @@
 //! The routes of the HTTP API (DESIGN §6).
 
 use super::{
-    Backend, Entry, Export, ReadError, View, WriteRequest, Writer,
+    Backend, Entry, Export, Name, ReadError, View, WriteRequest, Writer,
     guard::{self, Tokens},
     ndjson,
     problem::Problem,
@@ -10,7 +10,7 @@ use crate::database::types::{Change, Digest, Family, IDEMPOTENCY_KEY_LENGTH_MAX,
 use axum::{
     Json, Router,
     body::{Body, Bytes},
-    extract::{DefaultBodyLimit, OriginalUri, Query, Request, State},
+    extract::{DefaultBodyLimit, OriginalUri, Path, Query, Request, State},
     http::{HeaderMap, HeaderValue, Method, StatusCode, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
@@ -34,6 +34,12 @@ pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(120);
 pub const BODIES_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// How long the reader of an export may not read.
 pub const EXPORT_STALL_MAX: Duration = Duration::from_secs(30);
+/// Values in one page of a log, unless a read asks for another number.
+const ENTRIES_DEFAULT: usize = 100;
+/// Most values in one page of a log.
+pub const ENTRIES_MAX: usize = 1000;
+/// Bytes of values after which a page of a log ends.
+pub const ENTRIES_BYTES_MAX: usize = 1024 * 1024;
 /// How long a read may wait for a size, at most.
 pub const WAIT_MAX: Duration = Duration::from_secs(60);
 /// How long a read waits for a size if it does not say.
@@ -74,8 +80,8 @@ pub fn router(backend: Arc<dyn Backend>, tokens: Tokens, address: IpAddr) -> Rou
             get(|State(api): State<Api>| async move { Json(api.backend.status()) }),
         )
         .route("/v1/export", get(export))
-        .route("/v1/entries", get(no_entries))
-        .route("/v1/entries/{*location}", get(no_entries))
+        .route("/v1/entries", get(entries))
+        .route("/v1/entries/{location}", get(entry))
         .route("/v1/operations", get(no_operations))
         .route("/v1/operations/{*location}", get(no_operations))
         .fallback(|| async {
@@ -153,6 +159,10 @@ async fn get_key(
 ) -> Result<Response, Problem> {
     let key = key_of(uri.path())?;
     let options = query(options)?;
+    if api.backend.status().family == Some(Family::Keyless) {
+        let detail = "family 'keyless' has entries, not keys; see /v1/entries";
+        return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "unsupported", detail));
+    }
     if options.proof == Some(true) {
         return Err(not_provable(api.backend.status().family));
     }
@@ -351,7 +361,8 @@ async fn batch(
     demand_content_type(&headers, &["application/x-ndjson", "application/ndjson"])?;
     let max = writer.batch_bytes_max() * BODY_FACTOR;
     let held = read_body(&api, &headers, body, max).await?;
-    let changes = ndjson::parse(&held.body, writer.value_length_max())?;
+    let is_log = api.backend.status().family == Some(Family::Keyless);
+    let changes = ndjson::parse(&held.body, writer.value_length_max(), is_log)?;
     let idempotency = idempotency(&headers, "POST", uri.path(), &held.body)?;
     drop(held);
     commit(writer, changes, idempotency).await
@@ -375,10 +386,58 @@ async fn checkpoint(State(api): State<Api>) -> Result<Response, Problem> {
     Ok(Json(checkpoint.to_json()).into_response())
 }
 
-async fn no_entries(State(api): State<Api>) -> Problem {
-    let family = api.backend.status().family.map_or("?", Family::as_str);
-    let detail = format!("family '{family}' has keys, not entries; see /v1/keys");
-    Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "unsupported", detail)
+/// What a read of a log of values may ask for.
+#[derive(Deserialize)]
+struct EntriesOptions {
+    from: Option<u64>,
+    limit: Option<usize>,
+}
+
+/// Values from a location on, with where to go on.
+async fn entries(
+    State(api): State<Api>,
+    options: Result<Query<EntriesOptions>, axum::extract::rejection::QueryRejection>,
+) -> Result<Response, Problem> {
+    let options = query(options)?;
+    let limit = options.limit.unwrap_or(ENTRIES_DEFAULT);
+    if !(1..=ENTRIES_MAX).contains(&limit) {
+        let detail = format!("'limit={limit}' is not 1 to {ENTRIES_MAX}");
+        return Err(Problem::malformed(detail));
+    }
+    let from = options.from.unwrap_or(0);
+    let page = api.backend.entries(from, limit, ENTRIES_BYTES_MAX).await?;
+    let entries: Vec<_> = page.entries.iter().map(ndjson::to_json).collect();
+    let body = serde_json::json!({ "entries": entries, "next": page.next });
+    let mut response = Json(body).into_response();
+    add_view(response.headers_mut(), &page.view);
+    Ok(response)
+}
+
+/// One value, as it was appended.
+async fn entry(State(api): State<Api>, Path(location): Path<String>) -> Result<Response, Problem> {
+    let location: u64 = location
+        .parse()
+        .map_err(|_| Problem::malformed(format!("'{location}' is not a location: a number")))?;
+    let page = api.backend.entries(location, 1, 1).await?;
+    let found = page.entries.into_iter().find(|entry| entry.name == Name::Location(location));
+    let mut response = match found {
+        Some(entry) => {
+            let mut response = entry.value.into_response();
+            let kind = HeaderValue::from_static("application/octet-stream");
+            response.headers_mut().insert(header::CONTENT_TYPE, kind);
+            response
+        }
+        None if location < page.view.size => {
+            let detail = format!("at {location} stands a commit, not a value");
+            Problem::new(StatusCode::NOT_FOUND, "not_an_entry", detail).into_response()
+        }
+        None => {
+            let detail = format!("the verified state ends at {}", page.view.size);
+            Problem::new(StatusCode::NOT_FOUND, "not_found", detail).into_response()
+        }
+    };
+    add_view(response.headers_mut(), &page.view);
+    Ok(response)
 }
 
 async fn no_operations() -> Problem {

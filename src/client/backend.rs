@@ -2,7 +2,7 @@
 
 use super::replica::Replica;
 use crate::{
-    api::{Backend, Export, ReadError, Status, View, Writer, stream_export},
+    api::{Backend, Export, Page, ReadError, Status, View, Writer, read_entries, stream_export},
     checkpoint::SignedCheckpoint,
     runtime::Runtime,
 };
@@ -46,6 +46,17 @@ impl<E: Runtime> Backend for ClientBackend<E> {
                 // A new generation was adopted between the two lines above: ask that one.
                 Err(crate::database::Error::Poisoned) if self.replaced(&ledger) => {}
                 Err(error) => return Err(ReadError::Internal(error.to_string())),
+            }
+        }
+    }
+
+    async fn entries(&self, from: u64, limit: usize, bytes_max: usize) -> Result<Page, ReadError> {
+        let view = |head: &SignedCheckpoint| self.replica.view_of(head, self.context.current());
+        loop {
+            let ledger = self.replica.ledger.load_full().ok_or(ReadError::NoVerifiedState)?;
+            match read_entries(&ledger, from, limit, bytes_max, view).await {
+                Err(ReadError::Internal(_)) if self.replaced(&ledger) => {}
+                result => return result,
             }
         }
     }

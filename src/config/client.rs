@@ -163,7 +163,7 @@ pub fn host_and_port(text: &str) -> Result<(String, u16), Invalid> {
 impl Args {
     /// Checks every value; touches no port and makes no file.
     pub fn validate(self) -> Result<Config, Invalid> {
-        check_available(self.db, self.mode)?;
+        check_available(self.mode)?;
         let (host, port) = host_and_port(&self.server)?;
         let missing = [
             ("--server-key", self.server_key.is_none()),

@@ -232,20 +232,9 @@ impl TokenFile {
     }
 }
 
-/// Checks that a family and a mode exist in this version.
-pub fn check_available(
-    family: crate::database::types::Family,
-    mode: crate::database::types::Mode,
-) -> Result<(), Invalid> {
-    use crate::database::types::{Family, Mode};
-    if !matches!(family, Family::Any | Family::Immutable) {
-        return Err(invalid(
-            "--db",
-            family,
-            "not available in this version; available: any, immutable",
-        ));
-    }
-    if mode != Mode::Full {
+/// Checks that a mode exists in this version.
+pub fn check_available(mode: crate::database::types::Mode) -> Result<(), Invalid> {
+    if mode != crate::database::types::Mode::Full {
         return Err(invalid("--mode", mode, "not available in this version; available: full"));
     }
     Ok(())

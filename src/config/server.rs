@@ -156,7 +156,7 @@ pub fn from_args(arguments: Vec<std::ffi::OsString>) -> Result<Config, Invalid> 
 impl Args {
     /// Checks every value; touches no port and makes no file.
     pub fn validate(self, generator_is_chosen: bool) -> Result<Config, Invalid> {
-        check_available(self.db, self.mode)?;
+        check_available(self.mode)?;
         if self.storage != Mode::Full {
             let allowed = "not available in this version; available: full";
             return Err(invalid("--storage", self.storage, allowed));

@@ -32,7 +32,7 @@ type Batch<H> = MerkleizedBatch<
 struct Any<E: Runtime, H: Hasher>(Slot<Db<E, H>>);
 
 fn config(generation: u64) -> VariableConfig<Translator, ((), ()), Strategy> {
-    let (merkle_config, journal_config) = storage::configs(Family::Any, generation);
+    let (merkle_config, journal_config) = storage::configs(Family::Any, generation, ((), ()));
     VariableConfig {
         merkle_config,
         journal_config,

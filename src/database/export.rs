@@ -4,8 +4,11 @@
 //! log is paged through at a fixed size, newest first, and the first operation seen of a key
 //! decides. Operations of that state stay readable as long as nothing above its floor is pruned.
 
-use super::{Database, Error, Operation, types::Digest};
-use crate::api::Entry;
+use super::{
+    Database, Error, Operation,
+    types::{Digest, Family},
+};
+use crate::api::{Entry, Name};
 use commonware_utils::sync::AsyncRwLock;
 use std::{collections::HashSet, num::NonZeroU64, sync::Arc};
 
@@ -17,36 +20,59 @@ pub struct Exporter {
     database: Arc<AsyncRwLock<Box<dyn Database>>>,
     size: u64,
     floor: u64,
-    /// Operations at and above this location were read.
+    /// Of keys: what lies at and above was read. Of a log of values: what lies below.
     position: u64,
+    is_log: bool,
     seen: HashSet<u128>,
 }
 
 impl Exporter {
-    /// Begins an export of the state of `size` operations whose floor is `floor`.
-    pub fn new(database: Arc<AsyncRwLock<Box<dyn Database>>>, size: u64, floor: u64) -> Self {
-        Self { database, size, floor, position: size, seen: HashSet::new() }
+    /// Begins an export of the state of `size` operations whose floor is `floor`, of a database of
+    /// `family`.
+    pub fn new(
+        database: Arc<AsyncRwLock<Box<dyn Database>>>,
+        family: Family,
+        size: u64,
+        floor: u64,
+    ) -> Self {
+        let is_log = family == Family::Keyless;
+        let position = if is_log { floor } else { size };
+        Self { database, size, floor, position, is_log, seen: HashSet::new() }
     }
 
-    /// The next entries, in no particular order; `None` at the end.
+    /// The next entries: of keys in no particular order, of a log of values as they were appended;
+    /// `None` at the end.
     pub async fn next(&mut self) -> Result<Option<Vec<Entry>>, Error> {
+        if self.is_log {
+            return self.next_of_log().await;
+        }
         if self.position <= self.floor {
             return Ok(None);
         }
         let start = self.position.saturating_sub(PAGE_OPERATIONS).max(self.floor);
-        let operations = self.read(start).await?;
+        let operations = self.read(start, self.position).await?;
         self.position = start;
         Ok(Some(
             operations.into_iter().rev().filter_map(|operation| self.entry(operation)).collect(),
         ))
     }
 
-    /// The operations from `start` to the position.
-    async fn read(&self, start: u64) -> Result<Vec<Operation>, Error> {
+    async fn next_of_log(&mut self) -> Result<Option<Vec<Entry>>, Error> {
+        let start = self.position;
+        if start >= self.size {
+            return Ok(None);
+        }
+        self.position = (start + PAGE_OPERATIONS).min(self.size);
+        let operations = self.read(start, self.position).await?;
+        Ok(Some(entries_of(start, operations)))
+    }
+
+    /// The operations from `start` to `end`.
+    async fn read(&self, start: u64, end: u64) -> Result<Vec<Operation>, Error> {
         let database = self.database.read().await;
         let mut operations = Vec::new();
         let mut from = start;
-        while let Some(count) = NonZeroU64::new(self.position - from) {
+        while let Some(count) = NonZeroU64::new(end - from) {
             let page = database.operations(self.size, from, count).await?;
             from += page.len() as u64;
             operations.extend(page);
@@ -57,15 +83,26 @@ impl Exporter {
     fn entry(&mut self, operation: Operation) -> Option<Entry> {
         match operation {
             Operation::Put { hash, key, value } => {
-                self.seen.insert(short(hash)).then_some(Entry { key, value })
+                self.seen.insert(short(hash)).then_some(Entry { name: Name::Key(key), value })
             }
             Operation::Delete { hash } => {
                 self.seen.insert(short(hash));
                 None
             }
-            Operation::Commit => None,
+            Operation::Append { .. } | Operation::Commit => None,
         }
     }
+}
+
+/// The values among `operations`, of which the first stands at `start`.
+pub fn entries_of(start: u64, operations: Vec<Operation>) -> Vec<Entry> {
+    let located = (start..).zip(operations);
+    located
+        .filter_map(|(location, operation)| match operation {
+            Operation::Append { value } => Some(Entry { name: Name::Location(location), value }),
+            _ => None,
+        })
+        .collect()
 }
 
 /// Half of a key's hash: enough to tell keys apart, half the memory.

@@ -40,7 +40,7 @@ type Batch<H> = MerkleizedBatch<
 struct Immutable<E: Runtime, H: Hasher>(Slot<Db<E, H>>);
 
 fn config(generation: u64) -> immutable::Config<Translator, ((), ()), Strategy> {
-    let (merkle_config, log) = storage::configs(Family::Immutable, generation);
+    let (merkle_config, log) = storage::configs(Family::Immutable, generation, ((), ()));
     immutable::Config {
         merkle_config,
         log,

@@ -9,18 +9,20 @@
 
 mod any;
 mod closed;
+mod current;
 mod export;
 mod family;
 mod generation;
 mod hash;
 mod immutable;
+mod keyless;
 pub mod record;
 mod source;
 mod storage;
 pub mod types;
 
 pub use closed::Closed;
-pub use export::{Exporter, PAGE_OPERATIONS};
+pub use export::{Exporter, PAGE_OPERATIONS, entries_of};
 pub use generation::{Generations, partitions};
 pub use hash::hash_key;
 pub use source::{FetchError, Fetched, Fetcher, Verdict};
@@ -98,11 +100,6 @@ impl Kind {
             Family::Immutable => WriteRule::InsertOnce,
             Family::Keyless => WriteRule::Append,
         }
-    }
-
-    /// Whether this program has an implementation.
-    pub const fn is_available(self) -> bool {
-        matches!(self.family, Family::Any | Family::Immutable)
     }
 }
 
@@ -245,6 +242,11 @@ pub enum Operation {
     Delete {
         /// Hash of the user's key.
         hash: Digest,
+    },
+    /// A value was appended.
+    Append {
+        /// The user's value.
+        value: Bytes,
     },
     /// A commit ended here.
     Commit,
@@ -415,8 +417,17 @@ pub async fn open<E: Runtime>(
         (Family::Immutable, HashKind::Blake3) => {
             immutable::open::<E, Blake3>(context, generation, at).await
         }
-        (Family::Current | Family::Keyless, _) => {
-            Err(Error::Unsupported("this family is not available in this version"))
+        (Family::Current, HashKind::Sha256) => {
+            current::open::<E, Sha256>(context, generation, at).await
+        }
+        (Family::Current, HashKind::Blake3) => {
+            current::open::<E, Blake3>(context, generation, at).await
+        }
+        (Family::Keyless, HashKind::Sha256) => {
+            keyless::open::<E, Sha256>(context, generation, at).await
+        }
+        (Family::Keyless, HashKind::Blake3) => {
+            keyless::open::<E, Blake3>(context, generation, at).await
         }
     }
 }
@@ -444,8 +455,17 @@ pub async fn state_sync<E: Runtime>(
         (Family::Immutable, HashKind::Blake3) => {
             immutable::sync::<E, Blake3>(context, generation, target, fetcher).await
         }
-        (Family::Current | Family::Keyless, _) => {
-            Err(Error::Unsupported("this family is not available in this version").into())
+        (Family::Current, HashKind::Sha256) => {
+            current::sync::<E, Sha256>(context, generation, target, fetcher).await
+        }
+        (Family::Current, HashKind::Blake3) => {
+            current::sync::<E, Blake3>(context, generation, target, fetcher).await
+        }
+        (Family::Keyless, HashKind::Sha256) => {
+            keyless::sync::<E, Sha256>(context, generation, target, fetcher).await
+        }
+        (Family::Keyless, HashKind::Blake3) => {
+            keyless::sync::<E, Blake3>(context, generation, target, fetcher).await
         }
     }
 }
@@ -476,7 +496,18 @@ pub fn verify_boundary(
         (Family::Immutable, HashKind::Blake3) => {
             immutable::verify_boundary::<Blake3>(operations_root, size, start, body)
         }
-        (Family::Current | Family::Keyless, _) => Err("this family is not available".into()),
+        (Family::Current, HashKind::Sha256) => {
+            current::verify_boundary::<Sha256>(operations_root, size, start, body)
+        }
+        (Family::Current, HashKind::Blake3) => {
+            current::verify_boundary::<Blake3>(operations_root, size, start, body)
+        }
+        (Family::Keyless, HashKind::Sha256) => {
+            keyless::verify_boundary::<Sha256>(operations_root, size, start, body)
+        }
+        (Family::Keyless, HashKind::Blake3) => {
+            keyless::verify_boundary::<Blake3>(operations_root, size, start, body)
+        }
     }
 }
 

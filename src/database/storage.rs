@@ -40,11 +40,17 @@ fn prefix(family: Family, generation: u64) -> String {
     format!("{family}-{generation}")
 }
 
+/// Partition of the activity bitmap's metadata (`current`).
+pub(super) fn grafted_partition(family: Family, generation: u64) -> String {
+    format!("{}-activity", prefix(family, generation))
+}
+
 /// The configurations of the Merkle structure and of the operations log.
-pub(super) fn configs(
+pub(super) fn configs<C>(
     family: Family,
     generation: u64,
-) -> (full::Config<Strategy>, variable::Config<((), ())>) {
+    codec_config: C,
+) -> (full::Config<Strategy>, variable::Config<C>) {
     let prefix = prefix(family, generation);
     let pages = NonZeroUsize::new(CACHE_BYTES / PAGE_BYTES as usize).expect("cache holds pages");
     let page_cache = CacheRef::new(PAGE_SIZE, pages);
@@ -61,7 +67,7 @@ pub(super) fn configs(
         partition: format!("{prefix}-operations"),
         items_per_section: OPERATIONS_PER_SECTION,
         compression: None,
-        codec_config: ((), ()),
+        codec_config,
         page_cache,
         write_buffer: WRITE_BUFFER,
         replay_buffer: REPLAY_BUFFER,
@@ -81,6 +87,7 @@ pub(super) fn partition_names(family: Family, generation: u64) -> Vec<String> {
         "operations_offsets-blobs",
         "operations_offsets-metadata",
         "operations_offsets",
+        "activity",
     ]
     .iter()
     .map(|part| format!("{prefix}-{part}"))

@@ -3,8 +3,8 @@
 use super::publisher::{Handle, Source};
 use crate::{
     api::{
-        Backend, Export, ReadError, Receipt, Status, View, WriteError, WriteRequest, Writer,
-        stream_export,
+        Backend, Export, Page, ReadError, Receipt, Status, View, WriteError, WriteRequest, Writer,
+        read_entries, stream_export,
     },
     checkpoint::SignedCheckpoint,
     database::types::Mode,
@@ -76,6 +76,10 @@ impl<E: Runtime> Backend for ServerBackend<E> {
         let answer = self.ledger.get(key).await;
         let (head, value) = answer.map_err(|error| ReadError::Internal(error.to_string()))?;
         Ok((view(&head), value))
+    }
+
+    async fn entries(&self, from: u64, limit: usize, bytes_max: usize) -> Result<Page, ReadError> {
+        read_entries(&self.ledger, from, limit, bytes_max, view).await
     }
 
     async fn wait_for_size(&self, size: u64, timeout: Duration) -> bool {
