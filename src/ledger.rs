@@ -15,7 +15,8 @@ use crate::{
     checkpoint::{SignedCheckpoint, unix_ms},
     commit_log::{self, Bounds, Commit, CommitLog, Retention},
     database::{
-        self, Database, EXECUTION_VERSION, Exporter, Fetch, Kind, OpenAt, Prepared, Served,
+        self, Database, EXECUTION_VERSION, Exporter, Fetch, KeyProof, Kind, OpenAt, Prepared,
+        Served,
         record::CommitMetadata,
         types::{Change, Digest},
     },
@@ -324,6 +325,31 @@ impl<E: Runtime> Ledger<E> {
             }
         }
         Ok(None)
+    }
+
+    /// What `key` holds, proved, and the signed state that it is proved of.
+    pub async fn prove_key(
+        &self,
+        key: &[u8],
+    ) -> Result<(SignedCheckpoint, KeyProof), database::Error> {
+        let database = self.database.read().await;
+        let head = self.head();
+        Ok((head, database.prove_key(key).await?))
+    }
+
+    /// A proof of the operation at `location`, and the signed state that it is proved of.
+    pub async fn prove_operation(
+        &self,
+        location: u64,
+    ) -> Result<(SignedCheckpoint, Bytes), database::Error> {
+        let database = self.database.read().await;
+        let head = self.head();
+        let size = head.checkpoint.size;
+        if location >= size {
+            return Err(database::Error::OutOfRange(format!("the state ends at {size}")));
+        }
+        let fetch = Fetch::Operations { size, start: location, max: NonZeroU64::MIN };
+        Ok((head, database.serve(fetch, usize::MAX).await?.body))
     }
 
     /// Up to `max` operations from `start` of the state that reads see, and that state.

@@ -55,6 +55,7 @@ pub mod runtime;
 pub mod serve;
 pub mod server;
 pub mod telemetry;
+pub mod verify;
 pub mod wire;
 
 /// Version of the product.

@@ -1,9 +1,11 @@
 //! What the HTTP API needs of the process behind it. A server and a client both implement it, so
 //! that one router serves both.
 
+use super::Subject;
 use crate::{
     checkpoint::SignedCheckpoint,
     database::types::{Change, DatabaseId, Digest, Family, Mode, Root},
+    verify::ProofFile,
 };
 use bytes::Bytes;
 use std::{sync::Arc, time::Duration};
@@ -53,6 +55,9 @@ pub enum ReadError {
         /// Why, in a sentence.
         message: String,
     },
+    /// There is no such thing in the verified state: 404.
+    #[error("{0}")]
+    NotFound(String),
     /// What was asked for is no longer held: 410.
     #[error("{0}")]
     Pruned(String),
@@ -218,6 +223,9 @@ pub trait Backend: Send + Sync + 'static {
     /// The values that stand among the first operations from `from`, until `limit` of them or
     /// about `bytes_max` bytes were found (`keyless`).
     async fn entries(&self, from: u64, limit: usize, bytes_max: usize) -> Result<Page, ReadError>;
+
+    /// Proves `subject` of the readable state.
+    async fn prove(&self, subject: Subject) -> Result<ProofFile, ReadError>;
 
     /// Waits until the readable state has at least `size` operations; false after `timeout`.
     async fn wait_for_size(&self, size: u64, timeout: Duration) -> bool;

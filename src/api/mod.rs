@@ -6,6 +6,7 @@ mod export;
 mod guard;
 pub mod ndjson;
 mod problem;
+mod proofs;
 mod router;
 
 pub use backend::{
@@ -15,4 +16,5 @@ pub use backend::{
 pub use entries::read_entries;
 pub use export::stream_export;
 pub use guard::Tokens;
+pub use proofs::{Subject, prove};
 pub use router::router;

@@ -84,6 +84,7 @@ impl From<ReadError> for Problem {
             ReadError::Unsupported { code, .. } => {
                 Self::new(StatusCode::UNPROCESSABLE_ENTITY, code, detail)
             }
+            ReadError::NotFound(_) => Self::new(StatusCode::NOT_FOUND, "not_found", detail),
             ReadError::Pruned(_) => Self::new(StatusCode::GONE, "pruned", detail),
             ReadError::Busy { retry_after, .. } => {
                 Self::new(StatusCode::TOO_MANY_REQUESTS, "busy", detail).retry_after(retry_after)

@@ -1,7 +1,7 @@
 //! The routes of the HTTP API (DESIGN §6).
 
 use super::{
-    Backend, Entry, Export, Name, ReadError, View, WriteRequest, Writer,
+    Backend, Entry, Export, Name, ReadError, Subject, View, WriteRequest, Writer,
     guard::{self, Tokens},
     ndjson,
     problem::Problem,
@@ -82,8 +82,7 @@ pub fn router(backend: Arc<dyn Backend>, tokens: Tokens, address: IpAddr) -> Rou
         .route("/v1/export", get(export))
         .route("/v1/entries", get(entries))
         .route("/v1/entries/{location}", get(entry))
-        .route("/v1/operations", get(no_operations))
-        .route("/v1/operations/{*location}", get(no_operations))
+        .route("/v1/operations/{location}", get(operation))
         .fallback(|| async {
             Problem::new(StatusCode::NOT_FOUND, "no_such_endpoint", "no such endpoint")
         })
@@ -159,15 +158,15 @@ async fn get_key(
 ) -> Result<Response, Problem> {
     let key = key_of(uri.path())?;
     let options = query(options)?;
-    if api.backend.status().family == Some(Family::Keyless) {
+    if api.backend.status().family == Some(Family::Keyless) && options.proof != Some(true) {
         let detail = "family 'keyless' has entries, not keys; see /v1/entries";
         return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "unsupported", detail));
     }
-    if options.proof == Some(true) {
-        return Err(not_provable(api.backend.status().family));
-    }
     if let Some(size) = options.min_size {
         wait_for_size(&api, size, options.timeout.as_deref()).await?;
+    }
+    if options.proof == Some(true) {
+        return proof(&api, Subject::Key(key.into())).await;
     }
     let (view, value) = api.backend.get(&key).await?;
     let mut response = match value {
@@ -186,17 +185,18 @@ async fn get_key(
     Ok(response)
 }
 
-fn not_provable(family: Option<Family>) -> Problem {
-    let reason = match family {
-        Some(Family::Any) => {
-            "family 'any' cannot prove that a value is the present one: an overwritten value would verify as well; family 'current' can"
-        }
-        Some(Family::Immutable) => {
-            "family 'immutable' has no bounded way from a key to its location; family 'current' proves by key"
-        }
-        _ => "this version does not prove by key",
-    };
-    Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "not_provable", reason)
+/// A proof file of the readable state.
+async fn proof(api: &Api, subject: Subject) -> Result<Response, Problem> {
+    let file = api.backend.prove(subject).await?;
+    let checkpoint = &file.checkpoint.checkpoint;
+    let state = (checkpoint.database, checkpoint.size, checkpoint.root);
+    let mut response = Response::new(Body::from(file.to_json()));
+    let kind = HeaderValue::from_static("application/json");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    let lag_seconds = api.backend.view().map_or(0.0, |view| view.lag_seconds);
+    let (database, size, root) = state;
+    add_view(response.headers_mut(), &View { database, size, root, lag_seconds });
+    Ok(response)
 }
 
 async fn wait_for_size(api: &Api, size: u64, timeout: Option<&str>) -> Result<(), Problem> {
@@ -414,12 +414,18 @@ async fn entries(
 }
 
 /// One value, as it was appended.
-async fn entry(State(api): State<Api>, Path(location): Path<String>) -> Result<Response, Problem> {
-    let location: u64 = location
-        .parse()
-        .map_err(|_| Problem::malformed(format!("'{location}' is not a location: a number")))?;
+async fn entry(
+    State(api): State<Api>,
+    Path(location): Path<String>,
+    options: Result<Query<ProofOptions>, axum::extract::rejection::QueryRejection>,
+) -> Result<Response, Problem> {
+    let location = location_of(&location)?;
+    let options = query(options)?;
     let page = api.backend.entries(location, 1, 1).await?;
     let found = page.entries.into_iter().find(|entry| entry.name == Name::Location(location));
+    if found.is_some() && options.proof == Some(true) {
+        return proof(&api, Subject::Operation(location)).await;
+    }
     let mut response = match found {
         Some(entry) => {
             let mut response = entry.value.into_response();
@@ -440,9 +446,27 @@ async fn entry(State(api): State<Api>, Path(location): Path<String>) -> Result<R
     Ok(response)
 }
 
-async fn no_operations() -> Problem {
-    let detail = "this version does not prove single operations";
-    Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "unsupported", detail)
+/// Whether a read by location wants a proof.
+#[derive(Deserialize)]
+struct ProofOptions {
+    proof: Option<bool>,
+}
+
+fn location_of(text: &str) -> Result<u64, Problem> {
+    text.parse().map_err(|_| Problem::malformed(format!("'{text}' is not a location: a number")))
+}
+
+/// An operation, which only comes with its proof.
+async fn operation(
+    State(api): State<Api>,
+    Path(location): Path<String>,
+    options: Result<Query<ProofOptions>, axum::extract::rejection::QueryRejection>,
+) -> Result<Response, Problem> {
+    let location = location_of(&location)?;
+    if query(options)?.proof != Some(true) {
+        return Err(Problem::malformed("an operation is given with its proof: add '?proof=true'"));
+    }
+    proof(&api, Subject::Operation(location)).await
 }
 
 async fn export(State(api): State<Api>) -> Result<Response, Problem> {

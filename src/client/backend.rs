@@ -2,9 +2,13 @@
 
 use super::replica::Replica;
 use crate::{
-    api::{Backend, Export, Page, ReadError, Status, View, Writer, read_entries, stream_export},
+    api::{
+        Backend, Export, Page, ReadError, Status, Subject, View, Writer, prove, read_entries,
+        stream_export,
+    },
     checkpoint::SignedCheckpoint,
     runtime::Runtime,
+    verify::ProofFile,
 };
 use bytes::Bytes;
 use std::{sync::Arc, time::Duration};
@@ -55,6 +59,17 @@ impl<E: Runtime> Backend for ClientBackend<E> {
         loop {
             let ledger = self.replica.ledger.load_full().ok_or(ReadError::NoVerifiedState)?;
             match read_entries(&ledger, from, limit, bytes_max, view).await {
+                Err(ReadError::Internal(_)) if self.replaced(&ledger) => {}
+                result => return result,
+            }
+        }
+    }
+
+    async fn prove(&self, subject: Subject) -> Result<ProofFile, ReadError> {
+        loop {
+            let ledger = self.replica.ledger.load_full().ok_or(ReadError::NoVerifiedState)?;
+            let rotations = self.replica.known.rotations();
+            match prove(&ledger, rotations, subject.clone()).await {
                 Err(ReadError::Internal(_)) if self.replaced(&ledger) => {}
                 result => return result,
             }

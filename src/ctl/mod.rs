@@ -6,6 +6,7 @@ mod health;
 mod http;
 mod import;
 mod keys;
+mod proof;
 mod status;
 mod values;
 mod wait;
@@ -67,6 +68,10 @@ enum Command {
     Get(values::GetArgs),
     /// Remove a key
     Delete(values::DeleteArgs),
+    /// Fetch a proof of what a key holds, or of an operation
+    Proof(proof::ProofArgs),
+    /// Verify a proof file; needs no network. Exit code 65 if it proves nothing
+    Verify(proof::VerifyArgs),
     /// Wait until a client has caught up; exit code 75 if it does not in time
     Wait(wait::WaitArgs),
     /// Ask a daemon whether it is ready, for probes
@@ -109,6 +114,8 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
         Command::Put(args) => values::put(&args),
         Command::Get(args) => values::get(&args),
         Command::Delete(args) => values::delete(&args),
+        Command::Proof(args) => proof::proof(&args),
+        Command::Verify(args) => proof::verify(&args),
         Command::Wait(args) => wait::run(&args),
         Command::Health(args) => health::run(&args),
         Command::Demo(args) => demo::run(&args),

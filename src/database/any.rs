@@ -1,8 +1,8 @@
 //! Family `any`: keys are set, overwritten and deleted. Unordered, values of variable size.
 
 use super::{
-    Database, Error, Fetch, Fetcher, OpenAt, Operation, Prepared, Served, State, StateSync,
-    SyncError, family,
+    Database, Error, Fetch, Fetcher, KeyProof, OpenAt, Operation, Prepared, Served, State,
+    StateSync, SyncError, family,
     family::Slot,
     hash::to_plain,
     record::{CommitMetadata, Record},
@@ -74,6 +74,16 @@ pub(super) fn verify_boundary<H: Hasher>(
     body: Bytes,
 ) -> Result<Vec<Digest>, String> {
     family::verify_boundary::<H, Op<H>>(operations_root, size, start, body)
+}
+
+pub(super) fn verify_operation<H: Hasher>(
+    operations_root: Root,
+    size: u64,
+    location: u64,
+    body: Bytes,
+) -> Result<Operation, String> {
+    let found = family::verify_operation::<H, Op<H>>(operations_root, size, location, body)?;
+    Ok(plain_operation::<H>(found))
 }
 
 fn plain_operation<H: Hasher>(operation: Op<H>) -> Operation {
@@ -185,6 +195,10 @@ impl<E: Runtime, H: Hasher> Database for Any<E, H> {
     async fn pinned_nodes(&self, location: u64) -> Result<Vec<Digest>, Error> {
         let nodes = self.0.get()?.pinned_nodes_at(Location::new(location)).await?;
         Ok(family::plain_nodes::<H>(&nodes))
+    }
+
+    async fn prove_key(&self, _: &[u8]) -> Result<KeyProof, Error> {
+        Err(Error::Unsupported("family 'any' cannot prove which value of a key is the present one"))
     }
 
     async fn operations(

@@ -1,7 +1,7 @@
 //! Stands in for a database whose storage was given back.
 
 use super::{
-    Database, Error, Fetch, Operation, Prepared, Served, State,
+    Database, Error, Fetch, KeyProof, Operation, Prepared, Served, State,
     record::CommitMetadata,
     types::{Change, Digest},
 };
@@ -60,6 +60,10 @@ impl Database for Closed {
     }
 
     async fn pinned_nodes(&self, _: u64) -> Result<Vec<Digest>, Error> {
+        Err(Error::Poisoned)
+    }
+
+    async fn prove_key(&self, _: &[u8]) -> Result<KeyProof, Error> {
         Err(Error::Poisoned)
     }
 

@@ -6,22 +6,30 @@
 //! the canonical one, over operations and activity. A checkpoint signs both.
 
 use super::{
-    Database, Error, Fetch, Fetcher, OpenAt, Operation, Prepared, Served, State, StateSync,
-    SyncError, family,
+    Database, Error, Fetch, Fetcher, KeyProof, OpenAt, Operation, Prepared, Served, State,
+    StateSync, SyncError, family,
     family::Slot,
-    hash::to_plain,
+    hash::{from_plain, to_plain},
     record::{CommitMetadata, Record},
     storage::{self, Location, Merkle, Strategy, Translator},
     types::{Change, Digest, Family, Root},
 };
 use crate::runtime::Runtime;
 use bytes::Bytes;
+use commonware_codec::{Decode as _, Encode as _};
 use commonware_cryptography::Hasher;
 use commonware_runtime::Handle;
-use commonware_storage::qmdb::{
-    any::ordered::variable as operations,
-    current::{VariableConfig, batch::MerkleizedBatch, ordered::variable as ordered},
-    floor::Proportional,
+use commonware_storage::{
+    merkle::MAX_PROOF_DIGESTS_PER_ELEMENT,
+    qmdb::{
+        any::{ordered::variable as operations, value::VariableEncoding},
+        current::{
+            VariableConfig,
+            batch::MerkleizedBatch,
+            ordered::{proof::constant, variable as ordered},
+        },
+        floor::Proportional,
+    },
 };
 use std::{num::NonZeroU64, sync::Arc};
 
@@ -87,6 +95,54 @@ pub(super) fn verify_boundary<H: Hasher>(
     body: Bytes,
 ) -> Result<Vec<Digest>, String> {
     family::verify_boundary::<H, Op<H>>(operations_root, size, start, body)
+}
+
+/// Proofs of presence and of absence.
+type ValueProof<H> =
+    constant::KeyValueProof<Merkle, <H as Hasher>::Digest, <H as Hasher>::Digest, CHUNK>;
+type AbsenceProof<H> = constant::ExclusionProof<
+    Merkle,
+    <H as Hasher>::Digest,
+    VariableEncoding<Record>,
+    <H as Hasher>::Digest,
+    CHUNK,
+>;
+
+pub(super) fn verify_key<H: Hasher>(
+    root: Root,
+    key: &[u8],
+    value: Option<&[u8]>,
+    proof: Bytes,
+) -> Result<(), String> {
+    let undecodable = |error| format!("the proof cannot be decoded: {error}");
+    let (root, hash) = (from_plain::<H>(root), H::hash(&[key]));
+    let digests = MAX_PROOF_DIGESTS_PER_ELEMENT;
+    let proved = match value {
+        Some(value) => {
+            let proof = ValueProof::<H>::decode_cfg(proof, &(digests, ())).map_err(undecodable)?;
+            let record = Record::Entry {
+                key: Bytes::copy_from_slice(key),
+                value: Bytes::copy_from_slice(value),
+            };
+            proof.verify::<H, VariableEncoding<Record>>(hash, record, &root)
+        }
+        None => {
+            let config = (digests, ((), ()), ());
+            let proof = AbsenceProof::<H>::decode_cfg(proof, &config).map_err(undecodable)?;
+            proof.verify::<H>(&hash, &root)
+        }
+    };
+    if proved { Ok(()) } else { Err("the proof does not lead to the signed root".into()) }
+}
+
+pub(super) fn verify_operation<H: Hasher>(
+    operations_root: Root,
+    size: u64,
+    location: u64,
+    body: Bytes,
+) -> Result<Operation, String> {
+    let found = family::verify_operation::<H, Op<H>>(operations_root, size, location, body)?;
+    Ok(plain_operation::<H>(found))
 }
 
 fn plain_operation<H: Hasher>(operation: Op<H>) -> Operation {
@@ -198,6 +254,17 @@ impl<E: Runtime, H: Hasher> Database for Current<E, H> {
     async fn pinned_nodes(&self, location: u64) -> Result<Vec<Digest>, Error> {
         let nodes = self.0.get()?.pinned_nodes_at(Location::new(location)).await?;
         Ok(family::plain_nodes::<H>(&nodes))
+    }
+
+    async fn prove_key(&self, key: &[u8]) -> Result<KeyProof, Error> {
+        let (db, hash) = (self.0.get()?, H::hash(&[key]));
+        match self.get(key).await? {
+            Some(value) => {
+                let proof = db.key_value_proof(hash).await?.encode();
+                Ok(KeyProof { value: Some(value), proof })
+            }
+            None => Ok(KeyProof { value: None, proof: db.exclusion_proof(&hash).await?.encode() }),
+        }
     }
 
     async fn operations(

@@ -193,6 +193,44 @@ where
     Ok(plain_nodes::<H>(&pinned_nodes))
 }
 
+/// Verifies the answer to a request for one operation and returns it.
+pub(super) fn verify_operation<H, Op>(
+    operations_root: Root,
+    size: u64,
+    location: u64,
+    body: Bytes,
+) -> Result<Op, String>
+where
+    H: Hasher,
+    Op: Read<Cfg: Default> + Encode,
+{
+    if location >= size {
+        return Err(format!("there is no operation {location} in a state of {size}"));
+    }
+    let fetch = Fetch::Operations { size, start: location, max: NonZeroU64::MIN };
+    let response = Response::<Merkle, Op, H::Digest>::decode_cfg(body, &response_config(&fetch))
+        .map_err(|error| format!("the proof cannot be decoded: {error}"))?;
+    let Response::Operations { proof, operations } = response else {
+        return Err("the proof is one of a boundary".into());
+    };
+    let [operation]: [Op; 1] = operations
+        .try_into()
+        .map_err(|operations: Vec<Op>| format!("it proves {} operations", operations.len()))?;
+    let root = from_plain::<H>(operations_root);
+    let start = Location::new(location);
+    let proved = proof.leaves == Location::new(size)
+        && qmdb::verify_proof::<H, Merkle, _>(
+            &proof,
+            start,
+            std::slice::from_ref(&operation),
+            &root,
+        );
+    if !proved {
+        return Err("the proof does not lead to the signed root".into());
+    }
+    Ok(operation)
+}
+
 /// The roots over `nodes`, which stand for the first `size` operations, for every number of them
 /// that may lie below the floor.
 pub(super) fn roots<H: Hasher>(size: u64, nodes: &[Digest]) -> Vec<Root> {

@@ -5,8 +5,8 @@
 //! made.
 
 use super::{
-    Database, Error, Fetch, Fetcher, OpenAt, Operation, Prepared, Served, State, StateSync,
-    SyncError, family,
+    Database, Error, Fetch, Fetcher, KeyProof, OpenAt, Operation, Prepared, Served, State,
+    StateSync, SyncError, family,
     family::Slot,
     hash::to_plain,
     record::{CommitMetadata, Record},
@@ -80,6 +80,16 @@ pub(super) fn verify_boundary<H: Hasher>(
     body: Bytes,
 ) -> Result<Vec<Digest>, String> {
     family::verify_boundary::<H, Op<H>>(operations_root, size, start, body)
+}
+
+pub(super) fn verify_operation<H: Hasher>(
+    operations_root: Root,
+    size: u64,
+    location: u64,
+    body: Bytes,
+) -> Result<Operation, String> {
+    let found = family::verify_operation::<H, Op<H>>(operations_root, size, location, body)?;
+    Ok(plain_operation::<H>(found))
 }
 
 fn plain_operation<H: Hasher>(operation: Op<H>) -> Operation {
@@ -192,6 +202,10 @@ impl<E: Runtime, H: Hasher> Database for Immutable<E, H> {
     async fn pinned_nodes(&self, location: u64) -> Result<Vec<Digest>, Error> {
         let nodes = self.0.get()?.pinned_nodes_at(Location::new(location)).await?;
         Ok(family::plain_nodes::<H>(&nodes))
+    }
+
+    async fn prove_key(&self, _: &[u8]) -> Result<KeyProof, Error> {
+        Err(Error::Unsupported("family 'immutable' has no bounded way from a key to its location"))
     }
 
     async fn operations(

@@ -114,6 +114,41 @@ pub enum WriteRule {
     Append,
 }
 
+/// Calls a function of the module of a [`Kind`]'s family, generic over its hash (and, in brackets,
+/// the runtime).
+macro_rules! dispatch {
+    ($kind:expr, $function:ident [$($runtime:ty)?] ($($argument:expr),*) $($tail:tt)*) => {{
+        use commonware_cryptography::{Blake3, Sha256};
+        let Kind { family, hash } = $kind;
+        match (family, hash) {
+            (Family::Any, HashKind::Sha256) => {
+                any::$function::<$($runtime,)? Sha256>($($argument),*) $($tail)*
+            }
+            (Family::Any, HashKind::Blake3) => {
+                any::$function::<$($runtime,)? Blake3>($($argument),*) $($tail)*
+            }
+            (Family::Current, HashKind::Sha256) => {
+                current::$function::<$($runtime,)? Sha256>($($argument),*) $($tail)*
+            }
+            (Family::Current, HashKind::Blake3) => {
+                current::$function::<$($runtime,)? Blake3>($($argument),*) $($tail)*
+            }
+            (Family::Immutable, HashKind::Sha256) => {
+                immutable::$function::<$($runtime,)? Sha256>($($argument),*) $($tail)*
+            }
+            (Family::Immutable, HashKind::Blake3) => {
+                immutable::$function::<$($runtime,)? Blake3>($($argument),*) $($tail)*
+            }
+            (Family::Keyless, HashKind::Sha256) => {
+                keyless::$function::<$($runtime,)? Sha256>($($argument),*) $($tail)*
+            }
+            (Family::Keyless, HashKind::Blake3) => {
+                keyless::$function::<$($runtime,)? Blake3>($($argument),*) $($tail)*
+            }
+        }
+    }};
+}
+
 /// A state of a database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct State {
@@ -344,6 +379,9 @@ pub trait Database: Send + Sync {
     /// The Merkle nodes that stand for everything before `location`.
     async fn pinned_nodes(&self, location: u64) -> Result<Vec<Digest>, Error>;
 
+    /// Proves what `key` holds in the state that reads see, or that it holds nothing (`current`).
+    async fn prove_key(&self, key: &[u8]) -> Result<KeyProof, Error>;
+
     /// Up to `max` operations from `start`, of the state of `size`.
     async fn operations(
         &self,
@@ -351,6 +389,15 @@ pub trait Database: Send + Sync {
         start: u64,
         max: NonZeroU64,
     ) -> Result<Vec<Operation>, Error>;
+}
+
+/// What a key holds, and the proof of it under the canonical root.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyProof {
+    /// The value; `None` if the key is absent.
+    pub value: Option<Bytes>,
+    /// A proof of presence or absence, in the library's encoding; see [`verify_key`].
+    pub proof: Bytes,
 }
 
 /// An encoded answer to a [`Fetch`].
@@ -407,29 +454,7 @@ pub async fn open<E: Runtime>(
     generation: u64,
     at: OpenAt,
 ) -> Result<Box<dyn Database>, Error> {
-    use commonware_cryptography::{Blake3, Sha256};
-    match (kind.family, kind.hash) {
-        (Family::Any, HashKind::Sha256) => any::open::<E, Sha256>(context, generation, at).await,
-        (Family::Any, HashKind::Blake3) => any::open::<E, Blake3>(context, generation, at).await,
-        (Family::Immutable, HashKind::Sha256) => {
-            immutable::open::<E, Sha256>(context, generation, at).await
-        }
-        (Family::Immutable, HashKind::Blake3) => {
-            immutable::open::<E, Blake3>(context, generation, at).await
-        }
-        (Family::Current, HashKind::Sha256) => {
-            current::open::<E, Sha256>(context, generation, at).await
-        }
-        (Family::Current, HashKind::Blake3) => {
-            current::open::<E, Blake3>(context, generation, at).await
-        }
-        (Family::Keyless, HashKind::Sha256) => {
-            keyless::open::<E, Sha256>(context, generation, at).await
-        }
-        (Family::Keyless, HashKind::Blake3) => {
-            keyless::open::<E, Blake3>(context, generation, at).await
-        }
-    }
+    dispatch!(kind, open[E](context, generation, at).await)
 }
 
 /// Builds the database of `kind` in `generation` from what `fetcher` brings, verified against
@@ -441,33 +466,7 @@ pub async fn state_sync<E: Runtime>(
     target: StateSync,
     fetcher: Arc<dyn Fetcher>,
 ) -> Result<Box<dyn Database>, SyncError> {
-    use commonware_cryptography::{Blake3, Sha256};
-    match (kind.family, kind.hash) {
-        (Family::Any, HashKind::Sha256) => {
-            any::sync::<E, Sha256>(context, generation, target, fetcher).await
-        }
-        (Family::Any, HashKind::Blake3) => {
-            any::sync::<E, Blake3>(context, generation, target, fetcher).await
-        }
-        (Family::Immutable, HashKind::Sha256) => {
-            immutable::sync::<E, Sha256>(context, generation, target, fetcher).await
-        }
-        (Family::Immutable, HashKind::Blake3) => {
-            immutable::sync::<E, Blake3>(context, generation, target, fetcher).await
-        }
-        (Family::Current, HashKind::Sha256) => {
-            current::sync::<E, Sha256>(context, generation, target, fetcher).await
-        }
-        (Family::Current, HashKind::Blake3) => {
-            current::sync::<E, Blake3>(context, generation, target, fetcher).await
-        }
-        (Family::Keyless, HashKind::Sha256) => {
-            keyless::sync::<E, Sha256>(context, generation, target, fetcher).await
-        }
-        (Family::Keyless, HashKind::Blake3) => {
-            keyless::sync::<E, Blake3>(context, generation, target, fetcher).await
-        }
-    }
+    dispatch!(kind, sync[E](context, generation, target, fetcher).await)
 }
 
 /// Verifies the answer to a boundary request and returns the Merkle nodes it proves.
@@ -482,33 +481,7 @@ pub fn verify_boundary(
     start: u64,
     body: Bytes,
 ) -> Result<Vec<Digest>, String> {
-    use commonware_cryptography::{Blake3, Sha256};
-    match (kind.family, kind.hash) {
-        (Family::Any, HashKind::Sha256) => {
-            any::verify_boundary::<Sha256>(operations_root, size, start, body)
-        }
-        (Family::Any, HashKind::Blake3) => {
-            any::verify_boundary::<Blake3>(operations_root, size, start, body)
-        }
-        (Family::Immutable, HashKind::Sha256) => {
-            immutable::verify_boundary::<Sha256>(operations_root, size, start, body)
-        }
-        (Family::Immutable, HashKind::Blake3) => {
-            immutable::verify_boundary::<Blake3>(operations_root, size, start, body)
-        }
-        (Family::Current, HashKind::Sha256) => {
-            current::verify_boundary::<Sha256>(operations_root, size, start, body)
-        }
-        (Family::Current, HashKind::Blake3) => {
-            current::verify_boundary::<Blake3>(operations_root, size, start, body)
-        }
-        (Family::Keyless, HashKind::Sha256) => {
-            keyless::verify_boundary::<Sha256>(operations_root, size, start, body)
-        }
-        (Family::Keyless, HashKind::Blake3) => {
-            keyless::verify_boundary::<Blake3>(operations_root, size, start, body)
-        }
-    }
+    dispatch!(kind, verify_boundary[](operations_root, size, start, body))
 }
 
 /// The roots that a history of `size` operations may have had when it had `start`, from the answer
@@ -530,4 +503,40 @@ pub fn history_at(
         HashKind::Sha256 => family::roots::<Sha256>(start, &nodes),
         HashKind::Blake3 => family::roots::<Blake3>(start, &nodes),
     })
+}
+
+/// Verifies that in the state of `root`, a database of family `current` with `hash` holds `value`
+/// under the user's `key`, or nothing.
+///
+/// # Errors
+///
+/// The text says what is wrong with the proof.
+pub fn verify_key(
+    hash: HashKind,
+    root: Root,
+    key: &[u8],
+    value: Option<&[u8]>,
+    proof: Bytes,
+) -> Result<(), String> {
+    use commonware_cryptography::{Blake3, Sha256};
+    match hash {
+        HashKind::Sha256 => current::verify_key::<Sha256>(root, key, value, proof),
+        HashKind::Blake3 => current::verify_key::<Blake3>(root, key, value, proof),
+    }
+}
+
+/// Verifies the answer to a request for the one operation at `location`, in the state of `size`
+/// operations whose root over the operations is `operations_root`; gives the operation.
+///
+/// # Errors
+///
+/// The text says what is wrong with the answer.
+pub fn verify_operation(
+    kind: Kind,
+    operations_root: Root,
+    size: u64,
+    location: u64,
+    body: Bytes,
+) -> Result<Operation, String> {
+    dispatch!(kind, verify_operation[](operations_root, size, location, body))
 }

@@ -3,13 +3,14 @@
 use super::publisher::{Handle, Source};
 use crate::{
     api::{
-        Backend, Export, Page, ReadError, Receipt, Status, View, WriteError, WriteRequest, Writer,
-        read_entries, stream_export,
+        Backend, Export, Page, ReadError, Receipt, Status, Subject, View, WriteError, WriteRequest,
+        Writer, prove, read_entries, stream_export,
     },
-    checkpoint::SignedCheckpoint,
+    checkpoint::{Rotations, SignedCheckpoint},
     database::types::Mode,
     ledger::Ledger,
     runtime::Runtime,
+    verify::ProofFile,
     wire::COMMIT_BYTES_MAX,
 };
 use bytes::Bytes;
@@ -21,6 +22,8 @@ pub struct ServerBackend<E: Runtime> {
     pub context: E,
     /// What reads see.
     pub ledger: Arc<Ledger<E>>,
+    /// How the publisher's keys followed each other.
+    pub rotations: Rotations,
     /// Where writes go.
     pub writer: Arc<ServerWriter>,
 }
@@ -80,6 +83,10 @@ impl<E: Runtime> Backend for ServerBackend<E> {
 
     async fn entries(&self, from: u64, limit: usize, bytes_max: usize) -> Result<Page, ReadError> {
         read_entries(&self.ledger, from, limit, bytes_max, view).await
+    }
+
+    async fn prove(&self, subject: Subject) -> Result<ProofFile, ReadError> {
+        prove(&self.ledger, self.rotations.clone(), subject).await
     }
 
     async fn wait_for_size(&self, size: u64, timeout: Duration) -> bool {

@@ -115,6 +115,8 @@ impl Error {
 pub struct Core<E: Runtime> {
     /// The identity of its database.
     pub identity: Identity,
+    /// How the publisher's keys followed each other.
+    pub rotations: Rotations,
     /// What it serves.
     pub ledger: Arc<Ledger<E>>,
     /// The way to the publisher; dropping every copy ends it.
@@ -169,9 +171,10 @@ pub async fn start<E: Runtime>(
             .await
             .map_err(|error| Error::Generate(error.to_string()))?;
     }
-    let (amnesia, serving) = serve(&context, &setup, rotations, &ledger, serve_metrics, listener);
+    let (amnesia, serving) =
+        serve(&context, &setup, rotations.clone(), &ledger, serve_metrics, listener);
     let generating = generate(&context, &setup, &record, &publisher);
-    Ok(Core { identity, ledger, publisher, publishing, serving, amnesia, generating })
+    Ok(Core { identity, rotations, ledger, publisher, publishing, serving, amnesia, generating })
 }
 
 fn serve<E: Runtime>(

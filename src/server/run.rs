@@ -132,6 +132,7 @@ async fn run(
     let backend = Arc::new(ServerBackend {
         context: context.child("api"),
         ledger: core.ledger.clone(),
+        rotations: core.rotations.clone(),
         writer: writer.clone(),
     });
     let (stop, stopped) = watch::channel(false);
