@@ -308,4 +308,15 @@ fn write_vectors() {
     }
     let text = serde_json::to_vec_pretty(&serde_json::json!({ "proofs": proofs })).unwrap();
     std::fs::write(directory.join("trust.json"), text).unwrap();
+    // Fuzzing begins with them, whole and as the proofs alone (a byte chooses family and hash).
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/proof_file");
+    std::fs::create_dir_all(&corpus).unwrap();
+    for entry in &proofs {
+        let name = entry["file"].as_str().unwrap();
+        let text = std::fs::read(directory.join(name)).unwrap();
+        let file = ProofFile::from_json(&text).unwrap();
+        std::fs::write(corpus.join(format!("seed-{name}")), &text).unwrap();
+        let alone = [&[5][..], &file.proof].concat();
+        std::fs::write(corpus.join(format!("seed-{name}-proof")), alone).unwrap();
+    }
 }

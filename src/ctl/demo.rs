@@ -6,13 +6,13 @@ use super::{
     import::{self, bar},
     status,
 };
-use crate::exit;
+use crate::{api::ndjson, database::types::Change, exit};
 use clap::Args;
 use serde_json::Value;
 use std::{
     collections::BTreeMap,
     fs::File,
-    io::{BufReader, IsTerminal as _},
+    io::{BufRead as _, BufReader, IsTerminal as _},
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -38,16 +38,16 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 #[derive(Debug, Args)]
 pub struct DemoArgs {
     /// End after the comparison instead of running on
-    #[arg(long)]
+    #[arg(long, env = "SYNCD_EXIT")]
     exit: bool,
     /// Import this NDJSON file instead of the package index
-    #[arg(long)]
+    #[arg(long, env = "SYNCD_RECORDS")]
     records: Option<PathBuf>,
     /// Apply this NDJSON file instead of the security updates
-    #[arg(long)]
+    #[arg(long, env = "SYNCD_UPDATES")]
     updates: Option<PathBuf>,
     /// Keep the temporary directory
-    #[arg(long)]
+    #[arg(long, env = "SYNCD_KEEP")]
     keep: bool,
 }
 
@@ -71,7 +71,8 @@ pub fn run(args: &DemoArgs) -> Result<(), Failure> {
     let records = load(args.records.as_deref(), RECORDS)?;
     let updates = load(args.updates.as_deref(), UPDATES)?;
     let stop = Arc::new(AtomicBool::new(false));
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
         signal_hook::flag::register(signal, stop.clone())?;
     }
     let mut stage = Stage::new(args.keep, stop)?;
@@ -145,7 +146,8 @@ fn import_records(
     let done = AtomicBool::new(false);
     let summary = std::thread::scope(|scope| {
         scope.spawn(|| show_replica(client, &replica, &done));
-        let summary = import::import(server, BufReader::new(records), 250, 1, &imported);
+        let summary =
+            import::import(server, BufReader::new(records), 250, 1, &imported, &stage.stop);
         done.store(true, Ordering::Release);
         summary
     })?;
@@ -242,14 +244,14 @@ fn compare(server: &Api, client: &Api, records: &[u8], updates: &[u8]) -> Result
         say(format!("{role:>8}  size {}  root {root}{lag}", status["size"]));
     }
     let roots = ours["root"] == theirs["root"] && ours["size"] == theirs["size"];
-    let exported = entries(&client.get("/v1/export")?.success()?.body);
-    let mut expected = entries(records);
-    expected.extend(entries(updates));
-    let same = exported == expected;
+    let mut expected = BTreeMap::new();
+    apply(records, &mut expected);
+    apply(updates, &mut expected);
+    let same = export(server)? == expected && export(client)? == expected;
     say(format!(
-        "\nroots are {}; the replica's {} records {}\n",
+        "\nroots are {}; the {} records of both {}\n",
         if roots { "equal" } else { "DIFFERENT" },
-        exported.len(),
+        expected.len(),
         if same {
             "are the imported ones with the updates applied"
         } else {
@@ -259,15 +261,31 @@ fn compare(server: &Api, client: &Api, records: &[u8], updates: &[u8]) -> Result
     Ok(roots && same)
 }
 
-/// The final content of NDJSON lines.
-fn entries(ndjson: &[u8]) -> BTreeMap<String, String> {
-    lines_of(ndjson)
-        .into_iter()
-        .filter_map(|line| {
-            let record: Value = serde_json::from_slice(line).ok()?;
-            Some((record["key"].as_str()?.to_string(), record["value"].as_str()?.to_string()))
-        })
-        .collect()
+/// Applies NDJSON lines to what is expected.
+fn apply(ndjson: &[u8], content: &mut BTreeMap<Vec<u8>, Vec<u8>>) {
+    for line in lines_of(ndjson) {
+        // The server took every line, so each can be read.
+        for change in ndjson::parse(line, usize::MAX, false).unwrap_or_default() {
+            match change {
+                Change::Put { key, value } => content.insert(key, value),
+                Change::Delete { key } => content.remove(&key),
+                Change::Append { .. } => None,
+            };
+        }
+    }
+}
+
+/// Everything that a daemon holds.
+fn export(api: &Api) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, Failure> {
+    let mut response = api.stream("/v1/export")?;
+    let mut content = BTreeMap::new();
+    for line in BufReader::new(response.body_mut().as_reader()).split(b'\n') {
+        let line = line.map_err(|error| {
+            Failure::new(exit::TEMPORARY, format!("the export is incomplete: {error}"))
+        })?;
+        apply(&line, &mut content);
+    }
+    Ok(content)
 }
 
 fn read_one(client: &Api, updates: &[u8]) -> Result<(), Failure> {

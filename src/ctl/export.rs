@@ -4,16 +4,15 @@ use super::{ApiArgs, Failure, http::Api, import::bar};
 use crate::exit;
 use clap::Args;
 use std::{
-    fs::File,
     io::{BufRead as _, BufReader, BufWriter, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 /// Arguments of `export`.
 #[derive(Debug, Args)]
 pub struct ExportArgs {
     /// File to write; - is standard output
-    #[arg(short, long, default_value = "-")]
+    #[arg(short, long, env = "SYNCD_OUTPUT", default_value = "-")]
     output: PathBuf,
     #[command(flatten)]
     api: ApiArgs,
@@ -38,25 +37,35 @@ pub fn run(args: &ExportArgs) -> Result<(), Failure> {
             .to_string()
     };
     let (size, root) = (header("syncd-size"), header("syncd-root"));
-    let to_stdout = args.output.as_os_str() == "-";
-    let output: Box<dyn Write> = if to_stdout {
-        Box::new(std::io::stdout().lock())
+    let records = if args.output.as_os_str() == "-" {
+        copy_lines(&mut response, std::io::stdout().lock())?
     } else {
-        let path = args.output.display();
-        Box::new(
-            File::create(&args.output)
-                .map_err(|error| Failure::new(exit::IO, format!("{path}: {error}")))?,
-        )
+        to_file(&mut response, &args.output)?
     };
-    let records = copy_lines(&mut response, output)?;
     eprintln!("{records} records of the state at {size} operations, root {root}");
     Ok(())
+}
+
+/// Writes a file that takes its name once it is complete: an older one of that name stays until
+/// then.
+fn to_file(response: &mut ureq::http::Response<ureq::Body>, path: &Path) -> Result<u64, Failure> {
+    let failed =
+        |error: std::io::Error| Failure::new(exit::IO, format!("{}: {error}", path.display()));
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let mut file = tempfile::Builder::new()
+        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))
+        .tempfile_in(parent.unwrap_or(Path::new(".")))
+        .map_err(failed)?;
+    let records = copy_lines(response, file.as_file_mut())?;
+    file.as_file().sync_all().map_err(failed)?;
+    file.persist(path).map_err(|error| failed(error.error))?;
+    Ok(records)
 }
 
 /// Copies whole lines; a body that was cut is an error.
 fn copy_lines(
     response: &mut ureq::http::Response<ureq::Body>,
-    output: Box<dyn Write>,
+    output: impl Write,
 ) -> Result<u64, Failure> {
     let mut input = BufReader::with_capacity(1 << 20, response.body_mut().as_reader());
     let mut output = BufWriter::with_capacity(1 << 20, output);

@@ -12,10 +12,10 @@ pub struct HealthArgs {
     #[arg(long, env = "SYNCD_HEALTH_URL", default_value = "http://127.0.0.1:9090")]
     url: String,
     /// Ask whether it is alive instead of ready
-    #[arg(long)]
+    #[arg(long, env = "SYNCD_LIVE")]
     live: bool,
     /// How long the answer may take (like 2s)
-    #[arg(long, default_value = "2s", value_parser = config::interval)]
+    #[arg(long, env = "SYNCD_TIMEOUT", default_value = "2s", value_parser = config::interval)]
     timeout: Duration,
 }
 

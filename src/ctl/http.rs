@@ -9,7 +9,7 @@ use ureq::{
     http::{Response, StatusCode},
 };
 
-/// Largest JSON answer that is read.
+/// Largest answer that is read as a whole; exports are streamed.
 const ANSWER_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
 /// A way to one API.
@@ -152,9 +152,13 @@ impl Api {
         response
             .body_mut()
             .as_reader()
-            .take(ANSWER_BYTES_MAX)
+            .take(ANSWER_BYTES_MAX + 1)
             .read_to_end(&mut body)
             .map_err(|error| Failure::new(exit::TEMPORARY, format!("{}: {error}", self.base)))?;
+        if body.len() as u64 > ANSWER_BYTES_MAX {
+            let text = format!("{}: the answer is larger than {ANSWER_BYTES_MAX} bytes", self.base);
+            return Err(Failure::new(exit::DATA, text));
+        }
         Ok(Answer { status, retry_after, headers, body })
     }
 }

@@ -6,16 +6,18 @@
 
 use super::{ApiArgs, Failure, http::Api};
 use crate::exit;
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use clap::Args;
-use indicatif::{HumanCount, ProgressBar, ProgressState, ProgressStyle};
+use indicatif::{HumanCount, ProgressBar, ProgressState, ProgressStyle, WeakProgressBar};
 use serde_json::Value;
 use std::{
     fs::File,
     hash::{DefaultHasher, Hash as _, Hasher as _},
-    io::{BufRead, BufReader, Read},
+    io::{BufRead, BufReader, IsTerminal as _, Read},
     path::{Path, PathBuf},
     sync::{
         Mutex,
+        atomic::{AtomicBool, Ordering},
         mpsc::{Receiver, SyncSender, sync_channel},
     },
     time::{Duration, Instant},
@@ -27,6 +29,9 @@ const QUEUE_BATCHES: usize = 4;
 const TRY_FOR: Duration = Duration::from_secs(120);
 /// Longest pause between two tries.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
+/// How often progress is said where stderr is no terminal, and how often its end is looked for.
+const SAY_INTERVAL: Duration = Duration::from_secs(5);
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// Most connections.
 const CONNECTIONS_MAX: usize = 64;
 
@@ -36,10 +41,10 @@ pub struct ImportArgs {
     /// NDJSON file with a record a line; - is standard input
     file: PathBuf,
     /// Records in one commit
-    #[arg(long, default_value_t = 1000)]
+    #[arg(long, env = "SYNCD_BATCH", default_value_t = 1000)]
     batch: usize,
     /// Connections
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, env = "SYNCD_CONNECTIONS", default_value_t = 1)]
     connections: usize,
     #[command(flatten)]
     api: ApiArgs,
@@ -83,7 +88,27 @@ pub fn bar(total: Option<u64>, what: &'static str) -> ProgressBar {
     let rate = |state: &ProgressState, out: &mut dyn std::fmt::Write| {
         let _ = write!(out, "{}/s", HumanCount(state.per_sec() as u64));
     };
-    bar.with_style(style.with_key("rate", rate).progress_chars("=> ")).with_prefix(what)
+    let bar = bar.with_style(style.with_key("rate", rate).progress_chars("=> ")).with_prefix(what);
+    if !std::io::stderr().is_terminal() {
+        let watched = bar.downgrade();
+        std::thread::spawn(move || say_now_and_then(&watched, what));
+    }
+    bar
+}
+
+/// Says how far a bar is, as lines, until it is finished or dropped.
+fn say_now_and_then(bar: &WeakProgressBar, what: &str) {
+    let mut said = Instant::now();
+    loop {
+        std::thread::sleep(LOOK_INTERVAL);
+        let Some(bar) = bar.upgrade().filter(|bar| !bar.is_finished()) else { return };
+        if said.elapsed() < SAY_INTERVAL {
+            continue;
+        }
+        said = Instant::now();
+        let total = bar.length().map(|total| format!(" of {total}")).unwrap_or_default();
+        eprintln!("{what} {}{total} ({:.0}/s)", bar.position(), bar.per_sec());
+    }
 }
 
 fn open(path: &Path) -> Result<Box<dyn Read + Send>, Failure> {
@@ -114,7 +139,8 @@ pub fn run(args: &ImportArgs) -> Result<(), Failure> {
     let total = count_lines(&args.file);
     let progress = bar(total, "imported");
     let started = Instant::now();
-    let summary = import(&api, input, args.batch, args.connections, &progress)?;
+    let never = AtomicBool::new(false);
+    let summary = import(&api, input, args.batch, args.connections, &progress, &never)?;
     progress.finish_and_clear();
     let seconds = started.elapsed().as_secs_f64();
     println!(
@@ -145,13 +171,14 @@ fn count_lines(path: &Path) -> Option<u64> {
     }
 }
 
-/// Imports records from `input`.
+/// Imports records from `input`, until its end or until `stop` is set.
 pub fn import(
     api: &Api,
     input: impl BufRead,
     batch: usize,
     connections: usize,
     progress: &ProgressBar,
+    stop: &AtomicBool,
 ) -> Result<Summary, Failure> {
     let summary = Mutex::new(Summary::default());
     std::thread::scope(|scope| {
@@ -161,7 +188,7 @@ pub fn import(
             let (sender, batches) = sync_channel(QUEUE_BATCHES);
             senders.push(sender);
             let summary = &summary;
-            workers.push(scope.spawn(move || send_all(api, &batches, progress, summary)));
+            workers.push(scope.spawn(move || send_all(api, &batches, progress, summary, stop)));
         }
         let dealt = deal(input, batch, senders);
         for worker in workers {
@@ -218,8 +245,11 @@ fn lane_of(line: &[u8], lanes: usize) -> usize {
         return 0;
     }
     let record: Value = serde_json::from_slice(line).unwrap_or_default();
+    // By the key's bytes: the same key may be written as text here and as base64 there.
+    let encoded = record["key_b64"].as_str().and_then(|key| BASE64.decode(key).ok());
+    let key = record["key"].as_str().map(|key| key.as_bytes().to_vec()).or(encoded);
     let mut hasher = DefaultHasher::new();
-    record["key"].as_str().or(record["key_b64"].as_str()).hash(&mut hasher);
+    key.hash(&mut hasher);
     usize::try_from(hasher.finish() % lanes as u64).unwrap_or(0)
 }
 
@@ -228,9 +258,10 @@ fn send_all(
     batches: &Receiver<Batch>,
     progress: &ProgressBar,
     summary: &Mutex<Summary>,
+    stop: &AtomicBool,
 ) -> Result<(), Failure> {
     while let Ok(batch) = batches.recv() {
-        let receipt = send(api, &batch)?;
+        let receipt = send(api, &batch, stop)?;
         progress.inc(batch.lines.len() as u64);
         let mut summary = summary.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         summary.records += batch.lines.len() as u64;
@@ -244,12 +275,15 @@ fn send_all(
 }
 
 /// Sends a batch until it is answered.
-fn send(api: &Api, batch: &Batch) -> Result<Value, Failure> {
+fn send(api: &Api, batch: &Batch, stop: &AtomicBool) -> Result<Value, Failure> {
     let key = format!("import-{}", hex::encode(rand::random::<[u8; 16]>()));
     let headers = [("content-type", "application/x-ndjson"), ("idempotency-key", key.as_str())];
     let deadline = Instant::now() + TRY_FOR;
     let mut pause = Duration::from_millis(100);
     loop {
+        if stop.load(Ordering::Acquire) {
+            return Err(Failure::new(exit::OK, ""));
+        }
         let (failure, wait) = match api.send("POST", "/v1/batch", &headers, &batch.body) {
             Ok(answer) if answer.status.is_success() => return answer.json(),
             Ok(answer) if answer.failure().code == exit::DATA => {
@@ -284,6 +318,19 @@ fn name_line(answer: &super::http::Answer, batch: &Batch) -> Failure {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_key_has_one_lane_however_it_is_written() {
+        for lanes in 2..8 {
+            let text = lane_of(b"{\"key\":\"ab/c\",\"value\":\"1\"}", lanes);
+            let base64 = lane_of(b"{\"key_b64\":\"YWIvYw==\",\"value\":\"1\"}", lanes);
+            assert_eq!(text, base64);
+        }
+        let lanes: std::collections::HashSet<usize> = (0..100)
+            .map(|n| lane_of(format!("{{\"key\":\"{n}\",\"value\":\"1\"}}").as_bytes(), 4))
+            .collect();
+        assert_eq!(lanes.len(), 4);
+    }
 
     #[test]
     fn a_key_keeps_its_lane_and_lines_their_numbers() {

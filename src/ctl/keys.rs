@@ -14,13 +14,13 @@ use std::{io::Read as _, path::PathBuf};
 #[derive(Debug, Args)]
 pub struct KeygenArgs {
     /// File for the private key; must not exist
-    #[arg(short, long, default_value = "identity.key")]
+    #[arg(short, long, env = "SYNCD_OUTPUT", default_value = "identity.key")]
     output: PathBuf,
     /// Write PEM (PKCS#8) instead of hex
-    #[arg(long)]
+    #[arg(long, env = "SYNCD_PEM")]
     pem: bool,
     /// Also write the public half to this file
-    #[arg(long)]
+    #[arg(long, env = "SYNCD_PUBLIC")]
     public: Option<PathBuf>,
 }
 

@@ -22,13 +22,13 @@ pub struct ProofArgs {
     #[arg(required_unless_present = "location")]
     key: Option<String>,
     /// Prove the operation at this location instead
-    #[arg(long, conflicts_with = "key")]
+    #[arg(long, env = "SYNCD_LOCATION", conflicts_with = "key")]
     location: Option<u64>,
     /// Wait until the state has so many operations
-    #[arg(long, conflicts_with = "location")]
+    #[arg(long, env = "SYNCD_MIN_SIZE", conflicts_with = "location")]
     min_size: Option<u64>,
     /// File for the proof [default: standard output]
-    #[arg(short, long)]
+    #[arg(short, long, env = "SYNCD_OUTPUT")]
     output: Option<PathBuf>,
     #[command(flatten)]
     api: ApiArgs,
@@ -77,13 +77,13 @@ pub struct VerifyArgs {
     #[arg(long, env = "SYNCD_DATABASE")]
     database: String,
     /// The key that the proof must speak of
-    #[arg(long)]
+    #[arg(long, env = "SYNCD_KEY")]
     key: Option<String>,
     /// The longest time since the state was signed (like 60s)
     #[arg(long, env = "SYNCD_MAX_AGE", value_parser = config::interval)]
     max_age: Option<Duration>,
     /// The fewest operations that the state must have
-    #[arg(long)]
+    #[arg(long, env = "SYNCD_MIN_SIZE")]
     min_size: Option<u64>,
 }
 

@@ -17,13 +17,13 @@ pub struct StatusArgs {
     #[arg(long, env = "SYNCD_TOKEN_FILE")]
     token_file: Option<PathBuf>,
     /// How long one request may take (like 5s)
-    #[arg(long, default_value = "5s", value_parser = config::interval)]
+    #[arg(long, env = "SYNCD_REQUEST_TIMEOUT", default_value = "5s", value_parser = config::interval)]
     request_timeout: Duration,
     /// One JSON object for each API
-    #[arg(long)]
+    #[arg(long, env = "SYNCD_JSON")]
     json: bool,
     /// Again every second
-    #[arg(long)]
+    #[arg(long, env = "SYNCD_WATCH")]
     watch: bool,
 }
 
