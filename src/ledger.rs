@@ -15,10 +15,10 @@ use crate::{
     checkpoint::{SignedCheckpoint, unix_ms},
     commit_log::{self, Bounds, Commit, CommitLog, Retention},
     database::{
-        self, Database, EXECUTION_VERSION, Exporter, Fetch, KeyProof, Kind, OpenAt, Prepared,
-        Served,
+        self, Database, EXECUTION_VERSION, Exporter, Fetch, KeyProof, Kind, OpenAt, Place,
+        Prepared, Served,
         record::CommitMetadata,
-        types::{Change, Digest},
+        types::{Change, Digest, Mode},
     },
     runtime::Runtime,
 };
@@ -122,12 +122,14 @@ impl Drop for Hold {
 /// A database with its log.
 pub struct Ledger<E: Runtime> {
     kind: Kind,
-    generation: u64,
+    place: Place,
     database: Arc<AsyncRwLock<Box<dyn Database>>>,
     log: CommitLog<E>,
     head: watch::Sender<SignedCheckpoint>,
     /// Newest sequence that the database itself has made durable.
     durable: AtomicU64,
+    /// Sequence below which a compact database dropped its frontiers.
+    pruned: AtomicU64,
     holds: Arc<Mutex<BTreeMap<u64, (u64, u64)>>>,
     next_hold: AtomicU64,
 }
@@ -137,39 +139,39 @@ impl<E: Runtime> Ledger<E> {
     /// durable on return.
     pub async fn create(
         context: &E,
-        generation: u64,
+        place: Place,
         database: Box<dyn Database>,
         base: SignedCheckpoint,
     ) -> Result<Self, Error> {
         let record = Commit::base_record(base, EXECUTION_VERSION);
-        let log = CommitLog::create(context.child("commit_log"), generation, &record).await?;
-        Ok(Self::with(generation, database, log, record.checkpoint))
+        let log = CommitLog::create(context.child("commit_log"), place.generation, &record).await?;
+        Ok(Self::with(place, database, log, record.checkpoint))
     }
 
-    /// Opens the ledger of `generation`, executing again what the database lacks, and shows every
+    /// Opens the ledger in `place`, executing again what the database lacks, and shows every
     /// record kept to `visit`. `None` if there is no log.
     ///
     /// With `truncate`, a database ahead of the log is cut back to it (a replica's log is the
     /// truth of what it had verified); without, that is loss of acknowledged data.
     pub async fn open(
         context: &E,
-        generation: u64,
+        place: Place,
         truncate: bool,
         visit: impl FnMut(&Commit),
     ) -> Result<Option<Self>, Error> {
-        let log = CommitLog::open(context.child("commit_log"), generation, visit).await?;
+        let log = CommitLog::open(context.child("commit_log"), place.generation, visit).await?;
         let Some(log) = log else { return Ok(None) };
         let last = log.read(log.bounds().last).await?;
         let at = if truncate { OpenAt::AtMost(last.state().size) } else { OpenAt::Latest };
         let kind = last.kind();
-        let database = database::open(context.child("database"), kind, generation, at).await?;
-        let ledger = Self::with(generation, database, log, last.checkpoint);
+        let database = database::open(context.child("database"), kind, place, at).await?;
+        let ledger = Self::with(place, database, log, last.checkpoint);
         ledger.redo().await?;
         Ok(Some(ledger))
     }
 
     fn with(
-        generation: u64,
+        place: Place,
         database: Box<dyn Database>,
         log: CommitLog<E>,
         head: SignedCheckpoint,
@@ -178,11 +180,12 @@ impl<E: Runtime> Ledger<E> {
         let durable = log.bounds().first;
         Self {
             kind,
-            generation,
+            place,
             database: Arc::new(AsyncRwLock::new(database)),
             log,
             head: watch::Sender::new(head),
             durable: AtomicU64::new(durable),
+            pruned: AtomicU64::new(0),
             holds: Arc::default(),
             next_hold: AtomicU64::new(0),
         }
@@ -285,7 +288,12 @@ impl<E: Runtime> Ledger<E> {
 
     /// Which generation of the storage this is.
     pub const fn generation(&self) -> u64 {
-        self.generation
+        self.place.generation
+    }
+
+    /// How much of the database is kept.
+    pub const fn mode(&self) -> Mode {
+        self.place.mode
     }
 
     /// The log.
@@ -369,11 +377,6 @@ impl<E: Runtime> Ledger<E> {
         self.database.read().await.serve(fetch, bytes_max).await
     }
 
-    /// The Merkle nodes that stand for everything before `location`.
-    pub async fn pinned_nodes(&self, location: u64) -> Result<Vec<Digest>, database::Error> {
-        self.database.read().await.pinned_nodes(location).await
-    }
-
     /// Begins an export of the state that reads see; the hold keeps it readable.
     pub async fn export(&self) -> (SignedCheckpoint, Exporter, Hold) {
         let _database = self.database.read().await;
@@ -421,6 +424,9 @@ impl<E: Runtime> Ledger<E> {
     }
 
     async fn prune(&self, history: History) -> Result<(), Error> {
+        if self.place.mode == Mode::Compact {
+            return self.prune_frontiers().await;
+        }
         let Some(retained) = history.operations else { return Ok(()) };
         let floor = self.head.borrow().checkpoint.floor;
         let held = self.holds.lock().values().map(|(_, floor)| *floor).min();
@@ -430,6 +436,22 @@ impl<E: Runtime> Ledger<E> {
         if location >= database.retained_from()? + PRUNE_STEP {
             database.prune(location).await?;
         }
+        Ok(())
+    }
+
+    /// A compact database keeps a frontier for each commit: those are enough that it may be opened
+    /// at, or asked for.
+    async fn prune_frontiers(&self) -> Result<(), Error> {
+        let Bounds { first, .. } = self.log.bounds();
+        let keep_from = self.durable.load(Ordering::Acquire).saturating_sub(FRONTIERS_KEPT);
+        if keep_from < first.saturating_add(FRONTIERS_KEPT)
+            || keep_from < self.pruned.load(Ordering::Relaxed) + FRONTIERS_KEPT
+        {
+            return Ok(());
+        }
+        let size = self.log.read(keep_from).await?.state().size;
+        self.database.write().await.prune(size).await?;
+        self.pruned.store(keep_from, Ordering::Relaxed);
         Ok(())
     }
 
@@ -449,5 +471,7 @@ impl<E: Runtime> Ledger<E> {
     }
 }
 
+/// Commits whose frontiers a compact database keeps, and after how many more it drops others.
+const FRONTIERS_KEPT: u64 = 1024;
 /// Operations below which pruning is not worth its cost.
 const PRUNE_STEP: u64 = 32_768;

@@ -74,6 +74,14 @@ pub enum ReadError {
     Internal(String),
 }
 
+impl ReadError {
+    /// What a compact database answers to reads.
+    pub fn compact() -> Self {
+        let message = "this database is compact: it holds no values, only what verifies the next";
+        Self::Unsupported { code: "compact", message: message.into() }
+    }
+}
+
 /// Why a write was not done. Nothing of it was applied.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum WriteError {

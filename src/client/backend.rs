@@ -7,6 +7,7 @@ use crate::{
         stream_export,
     },
     checkpoint::SignedCheckpoint,
+    database::types::Mode,
     runtime::Runtime,
     verify::ProofFile,
 };
@@ -42,7 +43,7 @@ impl<E: Runtime> Backend for ClientBackend<E> {
 
     async fn get(&self, key: &[u8]) -> Result<(View, Option<Bytes>), ReadError> {
         loop {
-            let ledger = self.replica.ledger.load_full().ok_or(ReadError::NoVerifiedState)?;
+            let ledger = self.readable()?;
             match ledger.get(key).await {
                 Ok((head, value)) => {
                     return Ok((self.replica.view_of(&head, self.context.current()), value));
@@ -57,7 +58,7 @@ impl<E: Runtime> Backend for ClientBackend<E> {
     async fn entries(&self, from: u64, limit: usize, bytes_max: usize) -> Result<Page, ReadError> {
         let view = |head: &SignedCheckpoint| self.replica.view_of(head, self.context.current());
         loop {
-            let ledger = self.replica.ledger.load_full().ok_or(ReadError::NoVerifiedState)?;
+            let ledger = self.readable()?;
             match read_entries(&ledger, from, limit, bytes_max, view).await {
                 Err(ReadError::Internal(_)) if self.replaced(&ledger) => {}
                 result => return result,
@@ -67,7 +68,7 @@ impl<E: Runtime> Backend for ClientBackend<E> {
 
     async fn prove(&self, subject: Subject) -> Result<ProofFile, ReadError> {
         loop {
-            let ledger = self.replica.ledger.load_full().ok_or(ReadError::NoVerifiedState)?;
+            let ledger = self.readable()?;
             let rotations = self.replica.known.rotations();
             match prove(&ledger, rotations, subject.clone()).await {
                 Err(ReadError::Internal(_)) if self.replaced(&ledger) => {}
@@ -85,7 +86,7 @@ impl<E: Runtime> Backend for ClientBackend<E> {
     }
 
     async fn export(&self) -> Result<Export, ReadError> {
-        let ledger = self.replica.ledger.load_full().ok_or(ReadError::NoVerifiedState)?;
+        let ledger = self.readable()?;
         let (head, exporter, hold) = ledger.export().await;
         let view = self.replica.view_of(&head, self.context.current());
         Ok(stream_export(view, exporter, hold))
@@ -97,6 +98,14 @@ impl<E: Runtime> Backend for ClientBackend<E> {
 }
 
 impl<E: Runtime> ClientBackend<E> {
+    /// The state that reads see, where there are values to read.
+    fn readable(&self) -> Result<Arc<crate::ledger::Ledger<E>>, ReadError> {
+        if self.replica.mode == Mode::Compact {
+            return Err(ReadError::compact());
+        }
+        self.replica.ledger.load_full().ok_or(ReadError::NoVerifiedState)
+    }
+
     /// Whether `ledger` is no longer the one that serves.
     fn replaced(&self, ledger: &Arc<crate::ledger::Ledger<E>>) -> bool {
         self.replica.ledger.load_full().is_some_and(|now| !Arc::ptr_eq(&now, ledger))

@@ -3,10 +3,7 @@
 use super::replica::{Phase, Replica};
 use crate::{
     checkpoint::Refusal,
-    database::{
-        EXECUTION_VERSION,
-        types::{DatabaseId, Mode},
-    },
+    database::{EXECUTION_VERSION, types::DatabaseId},
     link::{Connected, Connector, Link, LinkError},
     runtime::Runtime,
     wire::{Code, Hello, WIRE_VERSION, Welcome},
@@ -106,7 +103,7 @@ impl<E: Runtime> Connection<E> {
             wire: WIRE_VERSION,
             execution: EXECUTION_VERSION,
             family: self.replica.family,
-            mode: Mode::Full,
+            mode: self.replica.mode,
             database: Some(self.database),
             newest: self.replica.known.newest(),
             rotations: self.replica.known.rotations(),

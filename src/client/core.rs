@@ -11,8 +11,8 @@ use super::{
 use crate::{
     checkpoint::{Policy, RotationStore, Store},
     database::{
-        self, Generations,
-        types::{DatabaseId, Family},
+        self, Generations, Place,
+        types::{DatabaseId, Family, Mode},
     },
     ledger::{self, Ledger},
     link::Connector,
@@ -131,8 +131,8 @@ pub async fn start<E: Runtime>(context: E, registry: &E, setup: Setup) -> Result
         tracing::warn!(%refusal, "rotations of the publisher key learned before do not count");
     }
     let generations = Generations::open(context.child("generations")).await?;
-    let family = policy.family;
-    let ledger = open_replica(&context, &generations, family).await?.map(Arc::new);
+    let (family, mode) = (policy.family, sync.state_sync.mode);
+    let ledger = open_replica(&context, &generations, family, mode).await?.map(Arc::new);
     let head = ledger.as_ref().map(|ledger| ledger.head());
     let metrics = Arc::new(Metrics::new(&registry.child("client")));
     let store = Store::open(context.child("newest")).await?;
@@ -144,6 +144,7 @@ pub async fn start<E: Runtime>(context: E, registry: &E, setup: Setup) -> Result
         known,
         metrics,
         family,
+        mode,
         server,
         sync.skew,
         context.current(),
@@ -212,6 +213,7 @@ async fn open_replica<E: Runtime>(
     context: &E,
     generations: &Generations<E>,
     family: Family,
+    mode: Mode,
 ) -> Result<Option<Ledger<E>>, Error> {
     let Some(active) = generations.active() else { return Ok(None) };
     let end = generations.building().unwrap_or(active + 1);
@@ -220,7 +222,8 @@ async fn open_replica<E: Runtime>(
     for garbage in (oldest..end).filter(|generation| *generation != active) {
         Generations::remove(context, family, garbage).await?;
     }
-    match Ledger::open(context, active, true, |_| {}).await {
+    let place = Place { generation: active, mode };
+    match Ledger::open(context, place, true, |_| {}).await {
         Ok(Some(ledger)) if ledger.kind().family != family => {
             Err(Error::Family { found: ledger.kind().family, configured: family })
         }

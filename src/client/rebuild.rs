@@ -86,6 +86,7 @@ impl<E: Runtime> SyncLoop<E> {
         let config = state_sync::Config {
             batch: wanted.batch.min(batch_max),
             outstanding: wanted.outstanding.min(requests_max),
+            mode: wanted.mode,
         };
         if config != wanted {
             tracing::warn!(
@@ -139,9 +140,6 @@ impl<E: Runtime> SyncLoop<E> {
                 self.replica.metrics.reject("boundary");
                 link.close(LinkError::Protocol("wrong boundary"));
                 Some(End::Pause(Phase::Refusing("rejected"), error.to_string()))
-            }
-            Err(error @ continuity::Error::Database(_)) => {
-                Some(End::Pause(Phase::Stalled("rejected"), error.to_string()))
             }
         }
     }

@@ -75,6 +75,8 @@ pub struct Replica<E: Runtime> {
     pub size: watch::Sender<u64>,
     /// Family.
     pub family: Family,
+    /// How much is kept.
+    pub mode: Mode,
     /// The server, as configured.
     pub server: String,
     /// Iterations since the start.
@@ -95,6 +97,7 @@ impl<E: Runtime> Replica<E> {
         known: Known<E>,
         metrics: Arc<Metrics>,
         family: Family,
+        mode: Mode,
         server: String,
         skew: Duration,
         now: SystemTime,
@@ -108,6 +111,7 @@ impl<E: Runtime> Replica<E> {
             received: Arc::default(),
             size: watch::Sender::new(size),
             family,
+            mode,
             server,
             iterations: AtomicU64::new(0),
             skew,
@@ -262,7 +266,7 @@ impl<E: Runtime> Replica<E> {
             role: "client",
             version: crate::VERSION,
             family: Some(self.family),
-            mode: Some(Mode::Full),
+            mode: Some(self.mode),
             hash: checkpoint
                 .as_ref()
                 .or(known.as_ref().map(|known| &known.checkpoint))

@@ -140,7 +140,11 @@ fn setup(config: &Config, trust: Trust, identity: PrivateKey) -> Setup {
                 sync_interval: config.sync_interval,
                 target_update_interval: config.target_update_interval,
             },
-            state_sync: state_sync::Config { batch: config.batch, outstanding: config.outstanding },
+            state_sync: state_sync::Config {
+                batch: config.batch,
+                outstanding: config.outstanding,
+                mode: config.mode,
+            },
             age_max: config.max_age,
             skew: config.skew,
             history: config.history,

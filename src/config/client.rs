@@ -1,8 +1,8 @@
 //! Configuration of `syncd-client`.
 
 use super::{
-    CommonArgs, Invalid, TokenFile, check_available, default_storage_dir, duration, interval,
-    invalid, is_loopback, listen_address, port, server::history,
+    CommonArgs, Invalid, TokenFile, check_mode, default_storage_dir, duration, interval, invalid,
+    is_loopback, listen_address, port, server::history,
 };
 use crate::{
     database::types::{Family, Mode},
@@ -119,6 +119,7 @@ pub struct Args {
 #[allow(missing_docs, reason = "as the flags of the same names")]
 pub struct Config {
     pub family: Family,
+    pub mode: Mode,
     pub host: String,
     pub port: u16,
     pub server_key: Option<String>,
@@ -163,7 +164,7 @@ pub fn host_and_port(text: &str) -> Result<(String, u16), Invalid> {
 impl Args {
     /// Checks every value; touches no port and makes no file.
     pub fn validate(self) -> Result<Config, Invalid> {
-        check_available(self.mode)?;
+        check_mode("--mode", self.mode, self.db)?;
         let (host, port) = host_and_port(&self.server)?;
         let missing = [
             ("--server-key", self.server_key.is_none()),
@@ -199,6 +200,7 @@ impl Args {
         let read_token = self.common.read_token_file.clone();
         Ok(Config {
             family: self.db,
+            mode: self.mode,
             host,
             port,
             server_key: self.server_key,

@@ -3,6 +3,7 @@
 pub mod client;
 pub mod server;
 
+use crate::database::types::{Family, Mode};
 use clap::{Args, Parser, ValueEnum};
 use std::{ffi::OsString, fmt, net::IpAddr, path::PathBuf, time::Duration};
 
@@ -232,12 +233,13 @@ impl TokenFile {
     }
 }
 
-/// Checks that a mode exists in this version.
-pub fn check_available(mode: crate::database::types::Mode) -> Result<(), Invalid> {
-    if mode != crate::database::types::Mode::Full {
-        return Err(invalid("--mode", mode, "not available in this version; available: full"));
+/// Checks that a family has a mode.
+pub fn check_mode(flag: &'static str, mode: Mode, family: Family) -> Result<(), Invalid> {
+    if mode == Mode::Full || matches!(family, Family::Immutable | Family::Keyless) {
+        return Ok(());
     }
-    Ok(())
+    let allowed = format!("full with --db {family}; compact is of immutable and keyless");
+    Err(invalid(flag, mode, allowed))
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Configuration of `syncd-server`.
 
 use super::{
-    Amount, CommonArgs, Invalid, TokenFile, bytes, check_available, default_storage_dir, interval,
+    Amount, CommonArgs, Invalid, TokenFile, bytes, check_mode, default_storage_dir, interval,
     invalid, is_loopback, listen_address, port, rate_or_unlimited,
 };
 use crate::{
@@ -31,10 +31,11 @@ pub struct Args {
     /// Family of the database: any, current, immutable or keyless
     #[arg(long, env = "SYNCD_DB", default_value = "any")]
     pub db: Family,
-    /// What replicas keep: full or compact
+    /// Which replicas are served: full (of either mode) or compact (only those)
     #[arg(long, env = "SYNCD_MODE", default_value = "full")]
     pub mode: Mode,
-    /// What this server keeps: full or compact
+    /// What this server keeps: full, or compact (immutable and keyless; no reads, and no writes of
+    /// keys)
     #[arg(long, env = "SYNCD_STORAGE", default_value = "full")]
     pub storage: Mode,
     /// Hash of a new database, sha256 or blake3; fixed when it is made [default: blake3]
@@ -118,6 +119,8 @@ pub struct Args {
 pub struct Config {
     pub kind: Kind,
     pub hash_is_chosen: bool,
+    pub mode: Mode,
+    pub storage: Mode,
     pub listen: SocketAddr,
     pub initial_ops: u64,
     pub storage_dir: PathBuf,
@@ -156,10 +159,11 @@ pub fn from_args(arguments: Vec<std::ffi::OsString>) -> Result<Config, Invalid> 
 impl Args {
     /// Checks every value; touches no port and makes no file.
     pub fn validate(self, generator_is_chosen: bool) -> Result<Config, Invalid> {
-        check_available(self.mode)?;
-        if self.storage != Mode::Full {
-            let allowed = "not available in this version; available: full";
-            return Err(invalid("--storage", self.storage, allowed));
+        check_mode("--mode", self.mode, self.db)?;
+        check_mode("--storage", self.storage, self.db)?;
+        if self.storage == Mode::Compact && self.mode != Mode::Compact {
+            let allowed = "compact with --storage compact: it has nothing for full replicas";
+            return Err(invalid("--mode", self.mode, allowed));
         }
         let api_host = listen_address("--api-host", &self.api_host)?;
         if !is_loopback(&self.api_host) && self.api_token_file.is_none() {
@@ -182,6 +186,8 @@ impl Args {
         Ok(Config {
             kind: Kind { family: self.db, hash: self.hash.unwrap_or(DEFAULT_HASH) },
             hash_is_chosen: self.hash.is_some(),
+            mode: self.mode,
+            storage: self.storage,
             listen: address(listen_address("--host", &self.host)?, self.port),
             initial_ops: self.initial_ops,
             storage_dir,

@@ -1,9 +1,8 @@
 //! Stands in for a database whose storage was given back.
 
 use super::{
-    Database, Error, Fetch, KeyProof, Operation, Prepared, Served, State,
-    record::CommitMetadata,
-    types::{Change, Digest},
+    Database, Error, Fetch, KeyProof, Operation, Prepared, Served, State, record::CommitMetadata,
+    types::Change,
 };
 use bytes::Bytes;
 use commonware_runtime::Handle;
@@ -56,10 +55,6 @@ impl Database for Closed {
     }
 
     async fn serve(&self, _: Fetch, _: usize) -> Result<Served, Error> {
-        Err(Error::Poisoned)
-    }
-
-    async fn pinned_nodes(&self, _: u64) -> Result<Vec<Digest>, Error> {
         Err(Error::Poisoned)
     }
 

@@ -251,11 +251,6 @@ impl<E: Runtime, H: Hasher> Database for Current<E, H> {
         self.0.serve(fetch, bytes_max).await
     }
 
-    async fn pinned_nodes(&self, location: u64) -> Result<Vec<Digest>, Error> {
-        let nodes = self.0.get()?.pinned_nodes_at(Location::new(location)).await?;
-        Ok(family::plain_nodes::<H>(&nodes))
-    }
-
     async fn prove_key(&self, key: &[u8]) -> Result<KeyProof, Error> {
         let (db, hash) = (self.0.get()?, H::hash(&[key]));
         match self.get(key).await? {

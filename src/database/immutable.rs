@@ -199,11 +199,6 @@ impl<E: Runtime, H: Hasher> Database for Immutable<E, H> {
         self.0.serve(fetch, bytes_max).await
     }
 
-    async fn pinned_nodes(&self, location: u64) -> Result<Vec<Digest>, Error> {
-        let nodes = self.0.get()?.pinned_nodes_at(Location::new(location)).await?;
-        Ok(family::plain_nodes::<H>(&nodes))
-    }
-
     async fn prove_key(&self, _: &[u8]) -> Result<KeyProof, Error> {
         Err(Error::Unsupported("family 'immutable' has no bounded way from a key to its location"))
     }

@@ -9,6 +9,7 @@
 
 mod any;
 mod closed;
+mod compact;
 mod current;
 mod export;
 mod family;
@@ -40,7 +41,7 @@ use std::{
     num::{NonZeroU64, NonZeroUsize},
     sync::Arc,
 };
-use types::{Change, Digest, Family, HashKind, Root};
+use types::{Change, Digest, Family, HashKind, Mode, Root};
 
 /// What a database does when commits are executed again: a different version may give another
 /// root for the same writes, so a commit says which one made it.
@@ -101,6 +102,15 @@ impl Kind {
             Family::Keyless => WriteRule::Append,
         }
     }
+}
+
+/// Where a database is kept, and how much of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Its generation.
+    pub generation: u64,
+    /// Whether the operations above the floor are kept, or only what the next commit builds on.
+    pub mode: Mode,
 }
 
 /// What a user's change may do.
@@ -376,9 +386,6 @@ pub trait Database: Send + Sync {
     /// Answers `fetch` in at most about `bytes_max` bytes.
     async fn serve(&self, fetch: Fetch, bytes_max: usize) -> Result<Served, Error>;
 
-    /// The Merkle nodes that stand for everything before `location`.
-    async fn pinned_nodes(&self, location: u64) -> Result<Vec<Digest>, Error>;
-
     /// Proves what `key` holds in the state that reads see, or that it holds nothing (`current`).
     async fn prove_key(&self, key: &[u8]) -> Result<KeyProof, Error>;
 
@@ -447,25 +454,33 @@ pub enum OpenAt {
     AtMost(u64),
 }
 
-/// Opens the database of `kind` in `generation`, making an empty one where there is none.
+/// Opens the database of `kind` in `place`, making an empty one where there is none.
 pub async fn open<E: Runtime>(
     context: E,
     kind: Kind,
-    generation: u64,
+    place: Place,
     at: OpenAt,
 ) -> Result<Box<dyn Database>, Error> {
+    let generation = place.generation;
+    if place.mode == Mode::Compact {
+        return compact::open(context, kind, generation, at).await;
+    }
     dispatch!(kind, open[E](context, generation, at).await)
 }
 
-/// Builds the database of `kind` in `generation` from what `fetcher` brings, verified against
-/// `target`. What an interrupted state sync left in the generation is used again.
+/// Builds the database of `kind` in `place` from what `fetcher` brings, verified against `target`.
+/// What an interrupted state sync left in the place is used again.
 pub async fn state_sync<E: Runtime>(
     context: E,
     kind: Kind,
-    generation: u64,
+    place: Place,
     target: StateSync,
     fetcher: Arc<dyn Fetcher>,
 ) -> Result<Box<dyn Database>, SyncError> {
+    let generation = place.generation;
+    if place.mode == Mode::Compact {
+        return compact::state_sync(context, kind, generation, target, fetcher).await;
+    }
     dispatch!(kind, sync[E](context, generation, target, fetcher).await)
 }
 

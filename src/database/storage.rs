@@ -2,7 +2,9 @@
 
 use super::types::Family;
 use commonware_runtime::buffer::paged::{CacheRef, page_size};
-use commonware_storage::{journal::contiguous::variable, merkle::full};
+use commonware_storage::{
+    journal::contiguous::variable, merkle::full, qmdb::keyless::CompactConfig,
+};
 use commonware_utils::{NZU64, NZUsize};
 use std::num::{NonZeroU16, NonZeroU64, NonZeroUsize};
 
@@ -26,6 +28,10 @@ pub(crate) const PAGE_SIZE: NonZeroU16 = page_size(PAGE_BYTES);
 const CACHE_BYTES: usize = 64 * 1024 * 1024;
 /// Operations in one file: small enough that an interrupted state sync resumes near its end.
 const OPERATIONS_PER_SECTION: NonZeroU64 = NZU64!(32_768);
+/// Memory for pages of a compact database, in bytes.
+const COMPACT_CACHE_BYTES: usize = 1024 * 1024;
+/// Frontiers, one for each commit, in one file.
+const FRONTIERS_PER_SECTION: NonZeroU64 = NZU64!(1024);
 /// Merkle nodes in one file.
 const NODES_PER_BLOB: NonZeroU64 = NZU64!(131_072);
 /// Bytes gathered before a file is written.
@@ -43,6 +49,25 @@ fn prefix(family: Family, generation: u64) -> String {
 /// Partition of the activity bitmap's metadata (`current`).
 pub(super) fn grafted_partition(family: Family, generation: u64) -> String {
     format!("{}-activity", prefix(family, generation))
+}
+
+/// The configuration of a compact database.
+pub(super) fn compact_config<C>(
+    family: Family,
+    generation: u64,
+    commit_codec_config: C,
+) -> CompactConfig<C, Strategy> {
+    let pages = NonZeroUsize::new(COMPACT_CACHE_BYTES / PAGE_BYTES as usize).expect("pages");
+    let witness = variable::Config {
+        partition: format!("{}-frontier", prefix(family, generation)),
+        items_per_section: FRONTIERS_PER_SECTION,
+        compression: None,
+        codec_config: (),
+        page_cache: CacheRef::new(PAGE_SIZE, pages),
+        write_buffer: WRITE_BUFFER,
+        replay_buffer: REPLAY_BUFFER,
+    };
+    CompactConfig { strategy: STRATEGY, witness, commit_codec_config }
 }
 
 /// The configurations of the Merkle structure and of the operations log.
@@ -88,6 +113,10 @@ pub(super) fn partition_names(family: Family, generation: u64) -> Vec<String> {
         "operations_offsets-metadata",
         "operations_offsets",
         "activity",
+        "frontier_data",
+        "frontier_offsets-blobs",
+        "frontier_offsets-metadata",
+        "frontier_offsets",
     ]
     .iter()
     .map(|part| format!("{prefix}-{part}"))

@@ -3,7 +3,9 @@
 use super::{LinkSource, Progress};
 use crate::{
     checkpoint::SignedCheckpoint,
-    database::{self, FetchError, Generations, Kind, State, StateSync, SyncError},
+    database::{
+        self, FetchError, Generations, Kind, Place, State, StateSync, SyncError, types::Mode,
+    },
     ledger::{self, Ledger},
     runtime::Runtime,
 };
@@ -19,6 +21,8 @@ pub struct Config {
     pub batch: NonZeroU64,
     /// Requests in flight.
     pub outstanding: NonZeroUsize,
+    /// How much of the database is kept.
+    pub mode: Mode,
 }
 
 /// Why no new generation was adopted. The last good one is untouched.
@@ -58,21 +62,27 @@ pub async fn run<E: Runtime>(
     let kind = Kind { family: checkpoint.family, hash: checkpoint.hash };
     let generation = generations.build().await?;
     progress.begin(checkpoint.size);
+    let place = Place { generation, mode: config.mode };
+    // Of a compact replica the last operation is all: the commit, with what the next builds on.
+    let floor = match config.mode {
+        Mode::Full => checkpoint.floor,
+        Mode::Compact => checkpoint.size - 1,
+    };
     let wanted = StateSync {
         operations_root: checkpoint.operations_root,
-        floor: checkpoint.floor,
+        floor,
         size: checkpoint.size,
         batch: config.batch,
         outstanding: config.outstanding,
     };
     let built =
-        database::state_sync(context.child("database"), kind, generation, wanted, Arc::new(source))
+        database::state_sync(context.child("database"), kind, place, wanted, Arc::new(source))
             .await;
     let mismatch = match built {
         Ok(database) => {
             let state = database.state()?;
             if state == signed_state(target) {
-                let ledger = Ledger::create(context, generation, database, target.clone()).await?;
+                let ledger = Ledger::create(context, place, database, target.clone()).await?;
                 generations.adopt(generation).await?;
                 return Ok(ledger);
             }

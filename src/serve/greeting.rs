@@ -3,7 +3,10 @@
 use super::{Shared, limits};
 use crate::{
     checkpoint::{Checkpoint, Policy, Rotations, SignedCheckpoint},
-    database::{EXECUTION_VERSION, types::Mode},
+    database::{
+        EXECUTION_VERSION,
+        types::{Family, Mode},
+    },
     link::{HANDSHAKE_TIMEOUT, Outgoing},
     runtime::Runtime,
     wire::{
@@ -68,8 +71,18 @@ fn check_match<E: Runtime>(shared: &Shared<E>, hello: &Hello) -> Result<(), Refu
             head.family, hello.family
         ));
     }
-    if hello.mode != Mode::Full {
-        return mismatch("this server serves mode 'full' only".into());
+    let is_served = match hello.mode {
+        Mode::Full => shared.config.mode == Mode::Full && shared.ledger.mode() == Mode::Full,
+        Mode::Compact => matches!(head.family, Family::Immutable | Family::Keyless),
+    };
+    if !is_served {
+        return mismatch(format!(
+            "this server does not serve replicas of mode '{}': family '{}', --mode {}, --storage {}",
+            hello.mode,
+            head.family,
+            shared.config.mode,
+            shared.ledger.mode()
+        ));
     }
     match hello.database {
         Some(database) if database != head.database => mismatch(format!(

@@ -18,6 +18,7 @@ pub use metrics::{DURATION_BUCKETS, Metrics};
 
 use crate::{
     checkpoint::{Rotations, SignedCheckpoint},
+    database::types::Mode,
     ledger::Ledger,
     runtime::Runtime,
 };
@@ -38,6 +39,8 @@ pub struct Config {
     pub identity: PrivateKey,
     /// Who may connect.
     pub authorized: Authorized,
+    /// Which replicas are served: of either mode, or compact ones only.
+    pub mode: Mode,
     /// What an operator allows.
     pub limits: limits::Limits,
     /// How often the publisher signs again.

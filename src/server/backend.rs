@@ -46,6 +46,15 @@ fn view(head: &SignedCheckpoint) -> View {
     }
 }
 
+impl<E: Runtime> ServerBackend<E> {
+    fn refuse_compact(&self) -> Result<(), ReadError> {
+        match self.ledger.mode() {
+            Mode::Full => Ok(()),
+            Mode::Compact => Err(ReadError::compact()),
+        }
+    }
+}
+
 #[async_trait::async_trait]
 impl<E: Runtime> Backend for ServerBackend<E> {
     fn status(&self) -> Status {
@@ -54,7 +63,7 @@ impl<E: Runtime> Backend for ServerBackend<E> {
             role: "server",
             version: crate::VERSION,
             family: Some(checkpoint.family),
-            mode: Some(Mode::Full),
+            mode: Some(self.ledger.mode()),
             hash: Some(checkpoint.hash),
             database: Some(checkpoint.database),
             size: checkpoint.size,
@@ -76,16 +85,19 @@ impl<E: Runtime> Backend for ServerBackend<E> {
     }
 
     async fn get(&self, key: &[u8]) -> Result<(View, Option<Bytes>), ReadError> {
+        self.refuse_compact()?;
         let answer = self.ledger.get(key).await;
         let (head, value) = answer.map_err(|error| ReadError::Internal(error.to_string()))?;
         Ok((view(&head), value))
     }
 
     async fn entries(&self, from: u64, limit: usize, bytes_max: usize) -> Result<Page, ReadError> {
+        self.refuse_compact()?;
         read_entries(&self.ledger, from, limit, bytes_max, view).await
     }
 
     async fn prove(&self, subject: Subject) -> Result<ProofFile, ReadError> {
+        self.refuse_compact()?;
         prove(&self.ledger, self.rotations.clone(), subject).await
     }
 
@@ -98,6 +110,7 @@ impl<E: Runtime> Backend for ServerBackend<E> {
     }
 
     async fn export(&self) -> Result<Export, ReadError> {
+        self.refuse_compact()?;
         let (head, exporter, hold) = self.ledger.export().await;
         Ok(stream_export(view(&head), exporter, hold))
     }

@@ -11,7 +11,7 @@ use crate::{
     checkpoint::{
         Checkpoint, Identity, Parameters, RotationStore, Rotations, SignedCheckpoint, unix_ms,
     },
-    database::{self, Kind, OpenAt},
+    database::{self, Kind, OpenAt, Place, types::Mode},
     ledger::{self, History, Ledger},
     runtime::Runtime,
     serve::{self, Amnesia, Authorized, limits::Limits},
@@ -26,6 +26,11 @@ use tokio::sync::mpsc;
 /// The one generation of a server's storage.
 pub const GENERATION: u64 = 0;
 
+/// Where a server's database is.
+pub const fn place(storage: Mode) -> Place {
+    Place { generation: GENERATION, mode: storage }
+}
+
 /// How a server works.
 #[derive(Clone)]
 pub struct Setup {
@@ -35,6 +40,10 @@ pub struct Setup {
     pub publisher: PrivateKey,
     /// Family and hash. The hash counts for a new database only, if `hash_is_chosen` is false.
     pub kind: Kind,
+    /// Which replicas are served.
+    pub mode: Mode,
+    /// How much the server keeps.
+    pub storage: Mode,
     /// Whether the hash was asked for by name.
     pub hash_is_chosen: bool,
     /// Operations generated in a new database.
@@ -165,7 +174,8 @@ pub async fn start<E: Runtime>(
         Arc::new(metrics),
         errors,
     );
-    if is_new {
+    let is_blind = publisher.is_blind();
+    if is_new && !is_blind {
         let (rule, count) = (setup.kind.write_rule(), setup.initial_operations);
         generator::fill(context.child("generator"), &publisher, rule, count)
             .await
@@ -173,7 +183,7 @@ pub async fn start<E: Runtime>(
     }
     let (amnesia, serving) =
         serve(&context, &setup, rotations.clone(), &ledger, serve_metrics, listener);
-    let generating = generate(&context, &setup, &record, &publisher);
+    let generating = if is_blind { None } else { generate(&context, &setup, &record, &publisher) };
     Ok(Core { identity, rotations, ledger, publisher, publishing, serving, amnesia, generating })
 }
 
@@ -192,6 +202,7 @@ fn serve<E: Runtime>(
     let config = serve::Config {
         identity: setup.identity.clone(),
         authorized: setup.authorized.clone(),
+        mode: setup.mode,
         limits: setup.limits,
         heartbeat_interval: setup.heartbeat_interval,
         publisher: Some((setup.publisher.public_key(), tell)),
@@ -238,7 +249,8 @@ async fn open_record<E: Runtime>(
     let genesis = setup.publisher.public_key();
     let parameters = Parameters::new(random, genesis, family, hash);
     let generated = setup.generator.changes > 0;
-    Ok((state, Record { parameters, generated, epoch_pending: false }, true))
+    let storage = setup.storage;
+    Ok((state, Record { parameters, generated, storage, epoch_pending: false }, true))
 }
 
 /// The storage must hold what was asked for, in a form that this program knows.
@@ -259,6 +271,12 @@ fn check_record(record: &Record, setup: &Setup) -> Result<(), Error> {
         return mismatch(format!(
             "the storage holds a database of family '{}', but --db says '{}'",
             found.family, setup.kind.family
+        ));
+    }
+    if record.storage != setup.storage {
+        return mismatch(format!(
+            "the storage directory is '{}', but --storage says '{}'",
+            record.storage, setup.storage
         ));
     }
     if setup.hash_is_chosen && found.hash != setup.kind.hash {
@@ -284,7 +302,7 @@ async fn open_ledger<E: Runtime>(
         return Ok((create_ledger(context, setup, record).await?, idempotency));
     }
     let id = record.identity().id;
-    let opened = Ledger::open(context, GENERATION, false, |commit| {
+    let opened = Ledger::open(context, place(setup.storage), false, |commit| {
         idempotency.remember(commit);
     })
     .await?;
@@ -331,7 +349,8 @@ async fn create_ledger<E: Runtime>(
 ) -> Result<Ledger<E>, Error> {
     let kind = Kind { family: record.parameters.family, hash: record.parameters.hash };
     let database =
-        database::open(context.child("database"), kind, GENERATION, OpenAt::Latest).await?;
+        database::open(context.child("database"), kind, place(setup.storage), OpenAt::Latest)
+            .await?;
     let state = database.state()?;
     let now_ms = unix_ms(context.current());
     let checkpoint = Checkpoint {
@@ -347,7 +366,7 @@ async fn create_ledger<E: Runtime>(
         signed_at_ms: now_ms,
     };
     let base = checkpoint.sign(&setup.publisher);
-    Ok(Ledger::create(context, GENERATION, database, base).await?)
+    Ok(Ledger::create(context, place(setup.storage), database, base).await?)
 }
 
 impl<E: Runtime> Core<E> {

@@ -1,14 +1,17 @@
 //! A new identity for a database whose history forked, after a restore (DESIGN §3.1).
 
 use super::{
-    core::{Error, GENERATION},
+    core::{Error, place},
     run::{failure, load_key},
     state::State,
 };
 use crate::{
     checkpoint::{Checkpoint, RotationStore, unix_ms},
     daemon::{self, Failure},
-    database::{self, Kind, OpenAt, types::DatabaseId},
+    database::{
+        self, Kind, OpenAt,
+        types::{DatabaseId, Mode},
+    },
     keys,
     ledger::Ledger,
     runtime::Runtime,
@@ -33,7 +36,7 @@ async fn begin<E: Runtime>(context: &E, publisher: &PrivateKey) -> Result<Databa
         return Err(Error::Mismatch("no database was made in this directory".into()));
     };
     if !record.epoch_pending {
-        catch_up(context).await;
+        catch_up(context, record.storage).await;
         record.parameters.epoch += 1;
         record.epoch_pending = true;
     }
@@ -41,7 +44,8 @@ async fn begin<E: Runtime>(context: &E, publisher: &PrivateKey) -> Result<Databa
     let id = record.identity().id;
     let kind = Kind { family: record.parameters.family, hash: record.parameters.hash };
     let database =
-        database::open(context.child("database"), kind, GENERATION, OpenAt::Latest).await?;
+        database::open(context.child("database"), kind, place(record.storage), OpenAt::Latest)
+            .await?;
     let (found, metadata) = (database.state()?, database.metadata().await?);
     let now_ms = unix_ms(context.current());
     // The new history begins with the present key: how it came to sign the old one is no matter.
@@ -59,7 +63,7 @@ async fn begin<E: Runtime>(context: &E, publisher: &PrivateKey) -> Result<Databa
         signed_at_ms: now_ms,
     }
     .sign(publisher);
-    let ledger = Ledger::create(context, GENERATION, database, base).await?;
+    let ledger = Ledger::create(context, place(record.storage), database, base).await?;
     ledger.sync().await?;
     record.epoch_pending = false;
     state.put(record).await?;
@@ -67,8 +71,8 @@ async fn begin<E: Runtime>(context: &E, publisher: &PrivateKey) -> Result<Databa
 }
 
 /// Brings the database up to its log, where the two still fit; else it goes on as it is.
-async fn catch_up<E: Runtime>(context: &E) {
-    match Ledger::open(context, GENERATION, false, |_| {}).await {
+async fn catch_up<E: Runtime>(context: &E, storage: Mode) {
+    match Ledger::open(context, place(storage), false, |_| {}).await {
         Ok(Some(ledger)) => ledger.close().await,
         Ok(None) => {}
         Err(error) => tracing::warn!(%error, "going on with the database as it is"),

@@ -15,7 +15,7 @@ use crate::{
     database::{
         WriteRule,
         record::CommitMetadata,
-        types::{Change, Digest},
+        types::{Change, Digest, Mode},
     },
     ledger::{Error, History, Ledger},
     runtime::Runtime,
@@ -65,9 +65,16 @@ pub struct Handle {
     queue_bytes: Arc<Semaphore>,
     metrics: Arc<Metrics>,
     rule: WriteRule,
+    /// Whether conflicts cannot be seen.
+    is_blind: bool,
 }
 
 impl Handle {
+    /// Whether keys cannot be written: conflicts cannot be seen in compact storage.
+    pub const fn is_blind(&self) -> bool {
+        self.is_blind
+    }
+
     /// Commits `request`, or changes nothing. Returns once it is durable.
     pub async fn write(
         &self,
@@ -105,6 +112,10 @@ impl Handle {
                 "{} changes; a commit may have {CHANGES_MAX}",
                 request.changes.len()
             )));
+        }
+        if self.is_blind && !request.changes.is_empty() {
+            let text = "compact storage cannot see whether a key exists: keys are not written here";
+            return Err(WriteError::Unsupported(text.into()));
         }
         for change in &request.changes {
             let fits = match change {
@@ -169,6 +180,8 @@ pub fn spawn<E: Runtime>(
         queue_bytes: Arc::new(Semaphore::new(QUEUE_BYTES_MAX)),
         metrics: metrics.clone(),
         rule: ledger.kind().write_rule(),
+        is_blind: ledger.mode() == Mode::Compact
+            && ledger.kind().write_rule() == WriteRule::InsertOnce,
     };
     let task = context.child("publisher").spawn(move |context| {
         Publisher { context, config, ledger, idempotency, metrics, errors, queue, next: None }.run()

@@ -1,7 +1,7 @@
 //! A new publisher key takes over, with a record that both keys sign (DESIGN §3).
 
 use super::{
-    core::{Error, GENERATION},
+    core::{Error, place},
     run::{failure, load_key},
     state::State,
 };
@@ -78,7 +78,7 @@ async fn hand_over<E: Runtime>(
     if record.epoch_pending {
         return Err(mismatch("'syncctl new-epoch' was interrupted: run it again".into()));
     }
-    let ledger = Ledger::open(context, GENERATION, false, |_| {}).await?;
+    let ledger = Ledger::open(context, place(record.storage), false, |_| {}).await?;
     let ledger = ledger.ok_or_else(|| mismatch("the commit log is missing".into()))?;
     let head = ledger.head();
     let store = RotationStore::of_publisher(context.child("publisher_keys")).await?;

@@ -72,6 +72,8 @@ fn setup(
         identity,
         publisher,
         kind: config.kind,
+        mode: config.mode,
+        storage: config.storage,
         hash_is_chosen: config.hash_is_chosen,
         initial_operations: config.initial_ops,
         generator: config.generator,

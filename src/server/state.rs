@@ -2,6 +2,7 @@
 
 use crate::{
     checkpoint::{Identity, Parameters},
+    database::types::Mode,
     runtime::Runtime,
 };
 use commonware_codec::{Buf, Error as CodecError, FixedSize, Read, ReadExt as _, Write};
@@ -18,6 +19,8 @@ pub struct Record {
     pub parameters: Parameters,
     /// Whether the database was made with the generator on.
     pub generated: bool,
+    /// How much of the database is kept.
+    pub storage: Mode,
     /// Whether a new epoch was begun and not finished.
     pub epoch_pending: bool,
 }
@@ -32,7 +35,8 @@ impl Record {
 impl Write for Record {
     fn write(&self, buf: &mut impl BufMut) {
         self.parameters.write(buf);
-        self.generated.write(buf);
+        // One byte of flags.
+        (u8::from(self.generated) | u8::from(self.storage == Mode::Compact) << 1).write(buf);
         self.epoch_pending.write(buf);
     }
 }
@@ -44,9 +48,15 @@ impl FixedSize for Record {
 impl Read for Record {
     type Cfg = ();
     fn read_cfg(buf: &mut impl Buf, _: &()) -> Result<Self, CodecError> {
+        let parameters = Parameters::read(buf)?;
+        let flags = u8::read(buf)?;
+        if flags > 3 {
+            return Err(CodecError::InvalidEnum(flags));
+        }
         Ok(Self {
-            parameters: Parameters::read(buf)?,
-            generated: bool::read(buf)?,
+            parameters,
+            generated: flags & 1 != 0,
+            storage: if flags & 2 != 0 { Mode::Compact } else { Mode::Full },
             epoch_pending: bool::read(buf)?,
         })
     }
