@@ -8,7 +8,7 @@ The peer is `cargo install commonware-sync --version 2026.7.1 --locked --root DI
 taken with real processes on loopback; run it on a machine that does nothing else. Nothing but the
 standard library is needed.
 """
-import argparse, http.client, json, os, re, shutil, signal, subprocess, sys, tempfile, threading, time
+import argparse, base64, http.client, json, os, re, shutil, signal, subprocess, sys, tempfile, threading, time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TARGET = os.environ.get("CARGO_TARGET_DIR") or json.loads(subprocess.run(
@@ -237,6 +237,108 @@ def bench_iteration(directory, hash_):
         of.stop()
 
 
+def generate(of, family, count, start=0, batch=1000):
+    """Writes `count` changes of new keys, or values, in commits of `batch`."""
+    host, port = of.api.split(":")
+    connection = http.client.HTTPConnection(host, int(port))
+    for first in range(start, start + count, batch):
+        line = '{"value":"%032d"}\n' if family == "keyless" else '{"key":"f/%09d","value":"%032d"}\n'
+        values = range(first, min(first + batch, start + count))
+        body = "".join(line % (n if family == "keyless" else (n, n)) for n in values)
+        connection.request("POST", "/v1/batch", body, {"content-type": "application/x-ndjson"})
+        answer = connection.getresponse()
+        if answer.status != 200:
+            sys.exit(answer.read())
+        answer.read()
+
+
+def bench_families(directory, hash_):
+    """Every valid combination: 100,000 changes, a state sync of them, 20,000 more followed, equal roots."""
+    for family, mode, storage in (("any", "full", "full"), ("current", "full", "full"), ("immutable", "full", "full"), ("keyless", "full", "full"),
+                                  ("immutable", "compact", "full"), ("keyless", "compact", "full"), ("keyless", "compact", "compact")):
+        base = os.path.join(directory, family + mode + storage)
+        of = server(base, hash_, "-i", "0", "--db", family, "--storage", storage, "--mode", storage)
+        started = time.time()
+        generate(of, family, 100_000)
+        written = time.time() - started
+        started = time.time()
+        replica = client(base, of, "--db", family, "--mode", mode)
+        wait_equal(replica, of)
+        synced = time.time() - started
+        took = next(iterations(replica, "state_sync"))["duration_ms"]
+        started = time.time()
+        generate(of, family, 20_000, start=100_000)
+        wait_equal(replica, of)
+        followed = time.time() - started
+        ours, theirs = of.status(), replica.status()
+        assert ours["root"] == theirs["root"] and ours["size"] == theirs["size"]
+        disk = sum(os.path.getsize(os.path.join(at, f)) for at, _, fs in os.walk(replica.storage) for f in fs)
+        report(f"{family}, {mode}, storage {storage}", f"{ours['size']:,} operations, roots equal; written in {written:.2f} s, state sync {took} ms (with start {synced:.2f} s), "
+               f"writes followed in {followed:.2f} s; replica {replica.rss_mib():.0f} MiB, {disk / 1e6:.0f} MB on disk ({hash_})")
+        replica.stop()
+        of.stop()
+
+
+def bench_proofs(directory, hash_):
+    """Size of a proof, the time to make one, and to verify one in a process of its own."""
+    for count in (1_000, 100_000, 1_000_000):
+        base = os.path.join(directory, f"proofs{count}")
+        of = server(base, hash_, "-i", "0", "--db", "current")
+        generate(of, "current", count)
+        public = os.path.join(of.storage, "public")
+        host, port = of.api.split(":")
+        connection = http.client.HTTPConnection(host, int(port))
+        for kind, key in (("value", "f%%2F%09d"), ("absence", "absent%d")):
+            sizes, made, verified = [], [], []
+            for n in range(200):
+                started = time.time()
+                connection.request("GET", f"/v1/keys/{key % (n * count // 200)}?proof=true")
+                text = connection.getresponse().read()
+                made.append(time.time() - started)
+                sizes.append(len(base64.b64decode(json.loads(text)["proof_b64"])))
+                if n < 20:
+                    path = os.path.join(base, "proof.json")
+                    open(path, "wb").write(text)
+                    started = time.time()
+                    subprocess.run([os.path.join(BIN, "syncctl"), "verify", path, "--trusted-key", public + "/publisher.pub", "--database", public + "/database.id"],
+                                   check=True, stdout=subprocess.DEVNULL)
+                    verified.append(time.time() - started)
+            middle = lambda times: sorted(times)[len(times) // 2]
+            report(f"proof of {kind}, {count:,} keys", f"{middle(sizes):.0f} bytes; made in {middle(made) * 1000:.2f} ms (HTTP included), file {len(text)} bytes, "
+                   f"verified in {middle(verified) * 1000:.1f} ms (process included) ({hash_})")
+        of.stop()
+
+
+def bench_retention(directory, hash_):
+    """10,000 keys overwritten until 5,000,000 operations are through: what both directories take on the way."""
+    keep = ("--retain-operations", "100000", "--log-retention", "5s", "--log-retention-bytes", "16MiB")
+    of = server(directory, hash_, "-i", "0", *keep)
+    replica = client(directory, of, *keep)
+    host, port = of.api.split(":")
+    connection = http.client.HTTPConnection(host, int(port))
+    size = lambda daemon: sum(os.path.getsize(os.path.join(at, f)) for at, _, fs in os.walk(daemon.storage) for f in fs if os.path.exists(os.path.join(at, f)))
+    rows, next_row, n = [], 0, 0
+    while True:
+        operations = of.status()["size"]
+        if operations >= next_row:
+            rows.append((operations, size(of), size(replica)))
+            next_row += 250_000
+        if operations >= 5_000_000:
+            break
+        body = "".join('{"key":"k%05d","value":"%032d"}\n' % (i, n) for i in range(n % 10_000, n % 10_000 + 1000))
+        n += 1000
+        connection.request("POST", "/v1/batch", body, {"content-type": "application/x-ndjson"})
+        connection.getresponse().read()
+    wait_equal(replica, of)
+    top = max(max(row[1:]) for row in rows)
+    for operations, ours, theirs in rows:
+        bar = lambda bytes_: "#" * round(bytes_ / top * 30)
+        print(f"  {operations:>9,}  server {ours / 1e6:6.1f} MB {bar(ours):30}  replica {theirs / 1e6:6.1f} MB {bar(theirs):30}")
+    report("retention, 5,000,000 operations", f"at most {max(r[1] for r in rows) / 1e6:.0f} and {max(r[2] for r in rows) / 1e6:.0f} MB on disk; roots equal ({hash_})")
+    replica.stop()
+    of.stop()
+
+
 def bench_peer(directory, peer):
     for count in (100_000, 1_000_000):
         for name, options in (("default flags", []), ("best flags", ["--batch-size", "100", "--max-outstanding-requests", "8"])):
@@ -269,7 +371,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", help="root of the installed peer")
     parser.add_argument("--hash", default="blake3,sha256")
-    parser.add_argument("--only", default="import,state_sync,catch_up,latency,iteration,peer")
+    parser.add_argument("--only", default="import,state_sync,catch_up,latency,iteration,families,proofs,retention,peer")
     args = parser.parse_args()
     directory = tempfile.mkdtemp(prefix="syncd-bench-")
     try:
