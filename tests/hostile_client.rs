@@ -66,7 +66,7 @@ async fn flood(
                 Ok(()) => sent += 1,
                 Err(_) => return sent,
             },
-            () = context.sleep(Duration::from_secs(1)) => return sent,
+            () = context.sleep(Duration::from_millis(200)) => return sent,
         }
     }
     sent
