@@ -36,9 +36,12 @@ impl Exporter {
         let start = self.position.saturating_sub(PAGE_OPERATIONS).max(self.floor);
         let operations = self.read(start).await?;
         self.position = start;
-        Ok(Some(
-            operations.into_iter().rev().filter_map(|operation| self.entry(operation)).collect(),
-        ))
+        operations
+            .into_iter()
+            .rev()
+            .filter_map(|operation| self.entry(operation).transpose())
+            .collect::<Result<_, _>>()
+            .map(Some)
     }
 
     /// The operations from `start` to the position.
@@ -54,16 +57,19 @@ impl Exporter {
         Ok(operations)
     }
 
-    fn entry(&mut self, operation: Operation) -> Option<Entry> {
+    fn entry(&mut self, operation: Operation) -> Result<Option<Entry>, Error> {
         match operation {
             Operation::Put { hash, key, value } => {
-                self.seen.insert(short(hash)).then_some(Entry { key, value })
+                Ok(self.seen.insert(short(hash)).then_some(Entry { key, value }))
             }
             Operation::Delete { hash } => {
                 self.seen.insert(short(hash));
-                None
+                Ok(None)
             }
-            Operation::Commit => None,
+            Operation::Append { .. } => {
+                Err(Error::Unsupported("a log of values is read by location"))
+            }
+            Operation::Commit(_) => Ok(None),
         }
     }
 }

@@ -1,8 +1,9 @@
 //! What every family does the same way.
 
 use super::{
-    Error, Fetch, Fetcher, Operation, Prepared, Served, StateSync, SyncError,
+    Error, Fetch, Fetcher, Operation, Prepared, Served, State, StateSync, SyncError,
     hash::{from_plain, to_plain},
+    record::{CommitMetadata, Record},
     source::{Adapter, response_config, to_request, to_sync_error, to_target},
     storage::{Location, Merkle},
     types::{Digest, Root},
@@ -15,6 +16,7 @@ use commonware_storage::{
     merkle,
     qmdb::{
         self,
+        chain::Bounds,
         sync::{
             self,
             source::{Response, Source},
@@ -154,14 +156,14 @@ pub(super) async fn operations<S>(
     size: u64,
     start: u64,
     max: NonZeroU64,
-    plain: impl Fn(S::Op) -> Operation,
+    plain: impl Fn(S::Op) -> Result<Operation, Error>,
 ) -> Result<Vec<Operation>, Error>
 where
     S: Source<Family = Merkle, Error = qmdb::Error<Merkle>>,
 {
     let (response, _) = source.serve(to_request(Fetch::Operations { size, start, max })).await?;
     match response {
-        Response::Operations { operations, .. } => Ok(operations.into_iter().map(plain).collect()),
+        Response::Operations { operations, .. } => operations.into_iter().map(plain).collect(),
         Response::Boundary { .. } => {
             Err(Error::Corrupt("a boundary where operations were asked".into()))
         }
@@ -171,6 +173,47 @@ where
 impl<F: merkle::Family> From<merkle::Error<F>> for Error {
     fn from(error: merkle::Error<F>) -> Self {
         qmdb::Error::from(error).into()
+    }
+}
+
+/// The state after a batch of a family that has one root.
+pub(super) fn tip<H: Hasher>(bounds: &Bounds<Merkle, H::Digest>) -> State {
+    let root = to_plain::<H>(&bounds.tip.root);
+    State { size: *bounds.tip.size, floor: *bounds.inactivity_floor, root, operations_root: root }
+}
+
+/// The state of a database that has one root.
+pub(super) fn state<H: Hasher>(size: Location, floor: Location, root: &H::Digest) -> State {
+    let root = to_plain::<H>(root);
+    State { size: *size, floor: *floor, root, operations_root: root }
+}
+
+/// The record of a user's key and value.
+pub(super) fn entry(key: &[u8], value: &[u8]) -> Record {
+    Record::Entry { key: Bytes::copy_from_slice(key), value: Bytes::copy_from_slice(value) }
+}
+
+/// What an operation says that stores `record` under `hash`.
+pub(super) fn put<H: Hasher>(hash: &H::Digest, record: Record) -> Result<Operation, Error> {
+    match record {
+        Record::Entry { key, value } => {
+            Ok(Operation::Put { hash: to_plain::<H>(hash), key, value })
+        }
+        _ => Err(Error::Corrupt("no entry under a key".into())),
+    }
+}
+
+/// What a commit operation says.
+pub(super) fn commit(record: Option<Record>) -> Result<Operation, Error> {
+    Ok(Operation::Commit(metadata(record)?))
+}
+
+/// What a commit says of itself.
+pub(super) fn metadata(record: Option<Record>) -> Result<Option<CommitMetadata>, Error> {
+    match record {
+        Some(Record::Commit(metadata)) => Ok(Some(metadata)),
+        Some(_) => Err(Error::Corrupt("no metadata in a commit".into())),
+        None => Ok(None),
     }
 }
 

@@ -1,8 +1,9 @@
 //! The authenticated database, behind one trait.
 //!
 //! `commonware-storage` is generic over family, key, value, hash, index and runtime. All of that
-//! ends here: a [`Database`] is a boxed object that speaks [`types`]. A family is one file that
-//! implements the trait; [`open`] and [`state_sync`] choose it at run time from a [`Kind`].
+//! ends here: a [`Database`] is a boxed object that speaks [`types`]. A family is one file, which
+//! says what is particular to it (`store`); [`open()`] and [`state_sync`] choose it at run time from
+//! a [`Kind`]. What a database proved is verified without one (`verify`).
 //!
 //! **Invariant:** a mutation that fails leaves the object [poisoned](Error::Poisoned): the
 //! library consumes its handle. The owner drops it and opens the storage again.
@@ -14,19 +15,24 @@ mod family;
 mod generation;
 mod hash;
 mod immutable;
+mod keyless;
+mod open;
 pub mod record;
 mod source;
 mod storage;
+mod store;
 pub mod types;
+mod verify;
 
 pub use closed::Closed;
 pub use export::{Exporter, PAGE_OPERATIONS};
 pub use generation::{Generations, partitions};
 pub use hash::hash_key;
+pub use open::{OpenAt, open, state_sync};
 pub use source::{FetchError, Fetched, Fetcher, Verdict};
 pub(crate) use storage::PAGE_SIZE as LOG_PAGE_SIZE;
+pub use verify::verify_boundary;
 
-use crate::runtime::Runtime;
 use bytes::Bytes;
 use commonware_codec::{
     Buf, EncodeSize, Error as CodecError, FixedSize, Read, ReadExt as _, Write,
@@ -46,7 +52,8 @@ use types::{Change, Digest, Family, HashKind, Root};
 pub struct ExecutionVersion {
     /// Version of commonware-storage, as YYYYMMPP.
     pub library: u32,
-    /// How the floor is advanced; 1 is `Proportional` (`any`), a floor of 0 (`immutable`).
+    /// How the floor is advanced; 1 is `Proportional` (`any`), a floor of 0 (`immutable`,
+    /// `keyless`).
     pub policy: u8,
     /// How records are encoded.
     pub codec: u8,
@@ -102,7 +109,7 @@ impl Kind {
 
     /// Whether this program has an implementation.
     pub const fn is_available(self) -> bool {
-        matches!(self.family, Family::Any | Family::Immutable)
+        !matches!(self.family, Family::Current)
     }
 }
 
@@ -229,7 +236,7 @@ impl Read for Fetch {
     }
 }
 
-/// An operation of the log, as an export reads it.
+/// An operation of the log, as the product reads it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Operation {
     /// A key got a value.
@@ -246,8 +253,40 @@ pub enum Operation {
         /// Hash of the user's key.
         hash: Digest,
     },
-    /// A commit ended here.
-    Commit,
+    /// A value was appended.
+    Append {
+        /// The user's value.
+        value: Bytes,
+    },
+    /// A commit ended here; the first one of a database says nothing of itself.
+    Commit(Option<CommitMetadata>),
+}
+
+/// A value of a log of values, and where it stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Its location in the operations log.
+    pub location: u64,
+    /// The user's value.
+    pub value: Bytes,
+}
+
+/// A page of a log of values.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entries {
+    /// Entries in the order of their locations. May be none although the log goes on.
+    pub entries: Vec<Entry>,
+    /// Where to go on reading; equals the size at the log's end.
+    pub next: u64,
+}
+
+/// What a database says of a key, and the proof.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyProof {
+    /// The user's value; `None` if the key is absent.
+    pub value: Option<Bytes>,
+    /// Proof of the value or of the absence, in the library's encoding.
+    pub proof: Bytes,
 }
 
 /// What went wrong in a database.
@@ -284,6 +323,7 @@ impl<F: commonware_storage::merkle::Family> From<commonware_storage::qmdb::Error
             qmdb::Error::Merkle(
                 merkle::Error::RangeOutOfBounds(_) | merkle::Error::LocationOverflow(_),
             )
+            | qmdb::Error::LocationOutOfBounds(..)
             | qmdb::Error::Journal(journal::Error::ItemOutOfRange(_)) => {
                 Self::OutOfRange(error.to_string())
             }
@@ -304,7 +344,8 @@ pub trait Database: Send + Sync {
     /// The state that reads see.
     fn state(&self) -> Result<State, Error>;
 
-    /// First operation still held.
+    /// First operation still held. A compact database holds none but its last commits; there it
+    /// is what this process last pruned to, 0 before.
     fn retained_from(&self) -> Result<u64, Error>;
 
     /// The value of the user's `key`.
@@ -349,6 +390,46 @@ pub trait Database: Send + Sync {
         start: u64,
         max: NonZeroU64,
     ) -> Result<Vec<Operation>, Error>;
+
+    /// The value at `location` of a log of values; `None` where a commit stands.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfRange`] at and beyond the size, [`Error::Unsupported`] where values have keys
+    /// or are not held.
+    async fn entry(&self, location: u64) -> Result<Option<Bytes>, Error>;
+
+    /// The values of a log of values from `from`: at most `count_max`, and of at most `bytes_max`
+    /// bytes together unless the first alone is larger. Commits are skipped.
+    ///
+    /// # Errors
+    ///
+    /// As [`Database::entry`]; `from` may equal the size.
+    async fn entries(
+        &self,
+        from: u64,
+        count_max: NonZeroUsize,
+        bytes_max: usize,
+    ) -> Result<Entries, Error>;
+
+    /// The value of the user's `key`, or its absence, proved against the canonical root of the
+    /// state that reads see. A proof of absence discloses the key and value of a neighbour in the
+    /// order of hashes.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unsupported`] in every family but `current`: elsewhere an overwritten value would
+    /// be proved as well as the present one.
+    async fn prove_key(&self, key: &[u8]) -> Result<KeyProof, Error>;
+
+    /// The operation at `location`, proved against the operations root of the state of `size`, in
+    /// the library's encoding.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfRange`] unless `location` < `size` ≤ the database's; [`Error::Pruned`] if no
+    /// commit ended at `size`, or what the proof needs is no longer held.
+    async fn prove_operation(&self, location: u64, size: u64) -> Result<Bytes, Error>;
 }
 
 /// An encoded answer to a [`Fetch`].
@@ -387,95 +468,4 @@ pub enum SyncError {
     /// The database failed.
     #[error(transparent)]
     Database(#[from] Error),
-}
-
-/// Where an opened database may stand.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OpenAt {
-    /// At whatever state it has.
-    Latest,
-    /// At the latest commit of at most this many operations; what follows is dropped durably.
-    AtMost(u64),
-}
-
-/// Opens the database of `kind` in `generation`, making an empty one where there is none.
-pub async fn open<E: Runtime>(
-    context: E,
-    kind: Kind,
-    generation: u64,
-    at: OpenAt,
-) -> Result<Box<dyn Database>, Error> {
-    use commonware_cryptography::{Blake3, Sha256};
-    match (kind.family, kind.hash) {
-        (Family::Any, HashKind::Sha256) => any::open::<E, Sha256>(context, generation, at).await,
-        (Family::Any, HashKind::Blake3) => any::open::<E, Blake3>(context, generation, at).await,
-        (Family::Immutable, HashKind::Sha256) => {
-            immutable::open::<E, Sha256>(context, generation, at).await
-        }
-        (Family::Immutable, HashKind::Blake3) => {
-            immutable::open::<E, Blake3>(context, generation, at).await
-        }
-        (Family::Current | Family::Keyless, _) => {
-            Err(Error::Unsupported("this family is not available in this version"))
-        }
-    }
-}
-
-/// Builds the database of `kind` in `generation` from what `fetcher` brings, verified against
-/// `target`. What an interrupted state sync left in the generation is used again.
-pub async fn state_sync<E: Runtime>(
-    context: E,
-    kind: Kind,
-    generation: u64,
-    target: StateSync,
-    fetcher: Arc<dyn Fetcher>,
-) -> Result<Box<dyn Database>, SyncError> {
-    use commonware_cryptography::{Blake3, Sha256};
-    match (kind.family, kind.hash) {
-        (Family::Any, HashKind::Sha256) => {
-            any::sync::<E, Sha256>(context, generation, target, fetcher).await
-        }
-        (Family::Any, HashKind::Blake3) => {
-            any::sync::<E, Blake3>(context, generation, target, fetcher).await
-        }
-        (Family::Immutable, HashKind::Sha256) => {
-            immutable::sync::<E, Sha256>(context, generation, target, fetcher).await
-        }
-        (Family::Immutable, HashKind::Blake3) => {
-            immutable::sync::<E, Blake3>(context, generation, target, fetcher).await
-        }
-        (Family::Current | Family::Keyless, _) => {
-            Err(Error::Unsupported("this family is not available in this version").into())
-        }
-    }
-}
-
-/// Verifies the answer to a boundary request and returns the Merkle nodes it proves.
-///
-/// # Errors
-///
-/// The text says what is wrong with the answer.
-pub fn verify_boundary(
-    kind: Kind,
-    operations_root: Root,
-    size: u64,
-    start: u64,
-    body: Bytes,
-) -> Result<Vec<Digest>, String> {
-    use commonware_cryptography::{Blake3, Sha256};
-    match (kind.family, kind.hash) {
-        (Family::Any, HashKind::Sha256) => {
-            any::verify_boundary::<Sha256>(operations_root, size, start, body)
-        }
-        (Family::Any, HashKind::Blake3) => {
-            any::verify_boundary::<Blake3>(operations_root, size, start, body)
-        }
-        (Family::Immutable, HashKind::Sha256) => {
-            immutable::verify_boundary::<Sha256>(operations_root, size, start, body)
-        }
-        (Family::Immutable, HashKind::Blake3) => {
-            immutable::verify_boundary::<Blake3>(operations_root, size, start, body)
-        }
-        (Family::Current | Family::Keyless, _) => Err("this family is not available".into()),
-    }
 }

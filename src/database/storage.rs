@@ -41,10 +41,10 @@ fn prefix(family: Family, generation: u64) -> String {
 }
 
 /// The configurations of the Merkle structure and of the operations log.
-pub(super) fn configs(
+pub(super) fn configs<C: Default>(
     family: Family,
     generation: u64,
-) -> (full::Config<Strategy>, variable::Config<((), ())>) {
+) -> (full::Config<Strategy>, variable::Config<C>) {
     let prefix = prefix(family, generation);
     let pages = NonZeroUsize::new(CACHE_BYTES / PAGE_BYTES as usize).expect("cache holds pages");
     let page_cache = CacheRef::new(PAGE_SIZE, pages);
@@ -61,7 +61,7 @@ pub(super) fn configs(
         partition: format!("{prefix}-operations"),
         items_per_section: OPERATIONS_PER_SECTION,
         compression: None,
-        codec_config: ((), ()),
+        codec_config: C::default(),
         page_cache,
         write_buffer: WRITE_BUFFER,
         replay_buffer: REPLAY_BUFFER,
@@ -81,6 +81,11 @@ pub(super) fn partition_names(family: Family, generation: u64) -> Vec<String> {
         "operations_offsets-blobs",
         "operations_offsets-metadata",
         "operations_offsets",
+        "grafted",
+        "witnesses_data",
+        "witnesses_offsets-blobs",
+        "witnesses_offsets-metadata",
+        "witnesses_offsets",
     ]
     .iter()
     .map(|part| format!("{prefix}-{part}"))
