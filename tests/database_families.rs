@@ -7,6 +7,7 @@ use bytes::Bytes;
 use commonware_runtime::{Runner as _, Supervisor as _, deterministic};
 use commonware_utils::sync::AsyncRwLock;
 use std::{
+    collections::BTreeMap,
     future::Future,
     num::{NonZeroU64, NonZeroUsize},
     sync::{
@@ -16,8 +17,8 @@ use std::{
     time::Duration,
 };
 use syncd::database::{
-    self, Database, Error, Fetch, FetchError, Fetched, Fetcher, Kind, OpenAt, Prepared, State,
-    StateSync, SyncError,
+    self, Database, Error, Exporter, Fetch, FetchError, Fetched, Fetcher, Kind, OpenAt, Prepared,
+    State, StateSync, SyncError,
     record::CommitMetadata,
     types::{Change, Family, HashKind},
 };
@@ -29,12 +30,10 @@ const BATCHES: u64 = 40;
 const WRITES: u64 = 20;
 const BYTES: usize = 1 << 20;
 
-const FAMILIES: [Family; 3] = [Family::Any, Family::Immutable, Family::Keyless];
-
 fn kinds() -> impl Iterator<Item = Kind> {
-    FAMILIES
-        .into_iter()
-        .flat_map(|family| HashKind::ALL.iter().map(move |hash| Kind { family, hash: *hash }))
+    Family::ALL
+        .iter()
+        .flat_map(|family| HashKind::ALL.iter().map(|hash| Kind { family: *family, hash: *hash }))
 }
 
 /// Runs `test` for every kind, each in a runtime of its own.
@@ -371,6 +370,95 @@ fn entries_of_a_log_are_read_by_location() {
         assert!(page.entries.is_empty() && page.next > size);
         assert!(page.next < database.state().unwrap().size);
     });
+}
+
+#[test]
+fn current_has_a_canonical_root_of_its_own() {
+    let kind = Kind { family: Family::Current, hash: HashKind::Sha256 };
+    run(|context| async move {
+        let mut database = publisher(&context, kind, 0).await;
+        for batch in 0..BATCHES {
+            let state = write(&mut database, kind.family, batch).await;
+            assert_ne!(state.root, state.operations_root);
+            assert!(state.floor % 256 == 0 && state.floor < state.size);
+        }
+        assert!(database.state().unwrap().floor > 0, "the floor moved over a chunk");
+    });
+}
+
+#[test]
+fn an_export_is_what_the_writes_add_up_to() {
+    for family in [Family::Any, Family::Current, Family::Immutable] {
+        let kind = Kind { family, hash: HashKind::Blake3 };
+        run(|context| async move {
+            let database = publisher(&context, kind, BATCHES).await;
+            let mut expected = BTreeMap::new();
+            for change in (0..BATCHES).flat_map(|batch| changes(family, batch)) {
+                match change {
+                    Change::Put { key, value } => expected.insert(key, value),
+                    Change::Delete { key } => expected.remove(&key),
+                    Change::Append { .. } => unreachable!("no family of keys appends"),
+                };
+            }
+            for (key, value) in &expected {
+                assert_eq!(database.get(key).await.unwrap().unwrap(), *value);
+            }
+            let state = database.state().unwrap();
+            let mut exporter = Exporter::new(shared(database), state.size, state.floor);
+            let mut found = BTreeMap::new();
+            while let Some(entries) = exporter.next().await.unwrap() {
+                for entry in entries {
+                    let (key, value) = (entry.key.to_vec(), entry.value.to_vec());
+                    assert_eq!(found.insert(key, value), None, "each key once");
+                }
+            }
+            assert_eq!(found, expected);
+        });
+    }
+}
+
+/// Enough overwrites that whole files lie below the floor.
+#[test]
+fn whole_files_are_pruned() {
+    for family in [Family::Any, Family::Current] {
+        let kind = Kind { family, hash: HashKind::Blake3 };
+        run(|context| async move {
+            let mut database = publisher(&context, kind, 0).await;
+            for batch in 0..45 {
+                let changes: Vec<_> = (0..1000).map(|n| put(n % 100, batch * 1000 + n)).collect();
+                let changes = &changes[..if batch < 44 { 1000 } else { 10 }];
+                let mut parts = Vec::new();
+                // A batch keeps the last write of a key only.
+                for part in changes.chunks(100) {
+                    let parent = parts.last();
+                    let next = database.prepare(parent, part, metadata(batch)).await.unwrap();
+                    parts.push(next);
+                }
+                database.apply(parts.last().unwrap().clone()).await.unwrap();
+            }
+            let state = database.state().unwrap();
+            database.prune(state.floor).await.unwrap();
+            let from = database.retained_from().unwrap();
+            assert!(from >= 32_768, "{from} of {state:?}");
+            assert_eq!(database.state().unwrap(), state);
+            let fetch = Fetch::Boundary { size: state.size, start: from - 1 };
+            assert!(matches!(database.serve(fetch, BYTES).await, Err(Error::Pruned)));
+            let proof = database.prove_operation(from - 1, state.size).await;
+            assert!(matches!(proof, Err(Error::Pruned)));
+            database.sync().await.unwrap();
+            drop(database);
+            let at = OpenAt::AtMost(state.size);
+            let database = database::open(context.child("again"), kind, 1, at).await.unwrap();
+            assert_eq!(database.state().unwrap(), state);
+            let publisher = shared(database);
+            let mut replica = replica(&context, kind, &publisher, 2).await;
+            assert!(replica.retained_from().unwrap() >= 32_768);
+            go_on_together(&publisher, &mut replica, kind.family, 0..5).await;
+            assert_eq!(replica.get(&key_of(3)).await.unwrap(), {
+                publisher.read().await.get(&key_of(3)).await.unwrap()
+            });
+        });
+    }
 }
 
 #[test]

@@ -86,15 +86,8 @@ impl<E: Runtime, H: Hasher> Store for Any<E, H> {
             None => self.0.new_batch(),
         };
         for change in changes {
-            batch = match change {
-                Change::Put { key, value } => {
-                    batch.write(H::hash(&[key]), Some(family::entry(key, value)))
-                }
-                Change::Delete { key } => batch.write(H::hash(&[key]), None),
-                Change::Append { .. } => {
-                    return Err(Error::Unsupported("family 'any' has no append"));
-                }
-            };
+            let (key, record) = family::upsert::<H>(change)?;
+            batch = batch.write(key, record);
         }
         let batch = batch.merkleize(&self.0, Some(metadata), &mut Proportional).await?;
         Ok((family::tip::<H>(batch.bounds()), batch))

@@ -6,7 +6,7 @@ use super::{
     record::{CommitMetadata, Record},
     source::{Adapter, response_config, to_request, to_sync_error, to_target},
     storage::{Location, Merkle},
-    types::{Digest, Root},
+    types::{Change, Digest, Root},
 };
 use crate::runtime::Runtime;
 use bytes::Bytes;
@@ -191,6 +191,24 @@ pub(super) fn state<H: Hasher>(size: Location, floor: Location, root: &H::Digest
 /// The record of a user's key and value.
 pub(super) fn entry(key: &[u8], value: &[u8]) -> Record {
     Record::Entry { key: Bytes::copy_from_slice(key), value: Bytes::copy_from_slice(value) }
+}
+
+/// What a change writes in a family whose keys are set, overwritten and deleted.
+pub(super) fn upsert<H: Hasher>(change: &Change) -> Result<(H::Digest, Option<Record>), Error> {
+    match change {
+        Change::Put { key, value } => Ok((H::hash(&[key]), Some(entry(key, value)))),
+        Change::Delete { key } => Ok((H::hash(&[key]), None)),
+        Change::Append { .. } => Err(Error::Unsupported("a family of keys has no append")),
+    }
+}
+
+/// The user's value in a record under a key.
+pub(super) fn value(record: Option<Record>) -> Result<Option<Bytes>, Error> {
+    match record {
+        Some(Record::Entry { value, .. }) => Ok(Some(value)),
+        Some(_) => Err(Error::Corrupt("no entry under a key".into())),
+        None => Ok(None),
+    }
 }
 
 /// What an operation says that stores `record` under `hash`.

@@ -10,6 +10,7 @@
 
 mod any;
 mod closed;
+mod current;
 mod export;
 mod family;
 mod generation;
@@ -52,8 +53,8 @@ use types::{Change, Digest, Family, HashKind, Root};
 pub struct ExecutionVersion {
     /// Version of commonware-storage, as YYYYMMPP.
     pub library: u32,
-    /// How the floor is advanced; 1 is `Proportional` (`any`), a floor of 0 (`immutable`,
-    /// `keyless`).
+    /// How the floor is advanced; 1 is `Proportional` (`any`, `current`), a floor of 0
+    /// (`immutable`, `keyless`).
     pub policy: u8,
     /// How records are encoded.
     pub codec: u8,
@@ -105,11 +106,6 @@ impl Kind {
             Family::Immutable => WriteRule::InsertOnce,
             Family::Keyless => WriteRule::Append,
         }
-    }
-
-    /// Whether this program has an implementation.
-    pub const fn is_available(self) -> bool {
-        !matches!(self.family, Family::Current)
     }
 }
 

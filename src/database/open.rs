@@ -1,7 +1,7 @@
 //! Which implementation a [`Kind`] means: the one place that lists them.
 
 use super::{
-    Database, Error, Fetcher, Kind, StateSync, SyncError, any, family, immutable, keyless,
+    Database, Error, Fetcher, Kind, StateSync, SyncError, any, current, family, immutable, keyless,
     storage::Location,
     store::{Opened, Store},
     types::{Family, HashKind},
@@ -54,9 +54,7 @@ async fn open_as<E: Runtime, H: Hasher>(
             boxed(immutable::Immutable::<E, H>::open(context, generation, at).await?)
         }
         Family::Keyless => boxed(keyless::Keyless::<E, H>::open(context, generation, at).await?),
-        Family::Current => {
-            return Err(Error::Unsupported("this family is not available in this version"));
-        }
+        Family::Current => boxed(current::Current::<E, H>::open(context, generation, at).await?),
     })
 }
 
@@ -105,7 +103,8 @@ async fn sync_as<E: Runtime, H: Hasher>(
             boxed(keyless::Keyless::<E, H>(family::sync(context, config, &target, fetcher).await?))
         }
         Family::Current => {
-            return Err(Error::Unsupported("this family is not available in this version").into());
+            let config = current::config(generation);
+            boxed(current::Current::<E, H>(family::sync(context, config, &target, fetcher).await?))
         }
     })
 }

@@ -69,6 +69,11 @@ pub(super) fn configs<C: Default>(
     (merkle, operations)
 }
 
+/// Where `current` keeps the pruned part of its activity bitmap.
+pub(super) fn grafted_partition(generation: u64) -> String {
+    format!("{}-grafted", prefix(Family::Current, generation))
+}
+
 /// Every partition that a database of `generation` may have, for its removal.
 pub(super) fn partition_names(family: Family, generation: u64) -> Vec<String> {
     let prefix = prefix(family, generation);

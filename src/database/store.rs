@@ -190,11 +190,7 @@ impl<S: Store> Database for Opened<S> {
     }
 
     async fn get(&self, key: &[u8]) -> Result<Option<Bytes>, Error> {
-        match self.slot.get()?.record(&S::Hasher::hash(&[key])).await? {
-            Some(Record::Entry { value, .. }) => Ok(Some(value)),
-            Some(_) => Err(Error::Corrupt("no entry under a key".into())),
-            None => Ok(None),
-        }
+        family::value(self.slot.get()?.record(&S::Hasher::hash(&[key])).await?)
     }
 
     async fn metadata(&self) -> Result<Option<CommitMetadata>, Error> {
