@@ -25,7 +25,11 @@ use commonware_storage::qmdb::{
         ordered::{Update, variable::Operation as OrderedOperation},
         value::VariableEncoding,
     },
-    current::{VariableConfig, batch::MerkleizedBatch, ordered::variable as ordered},
+    current::{
+        VariableConfig,
+        batch::MerkleizedBatch,
+        ordered::{proof::constant, variable as ordered},
+    },
     floor::Proportional,
 };
 use std::sync::Arc;
@@ -44,6 +48,18 @@ type Batch<H> = MerkleizedBatch<
     CHUNK_BYTES,
     Strategy,
 >;
+/// Proof that a key has a value.
+pub(super) type ValueProof<H> =
+    constant::KeyValueProof<Merkle, <H as Hasher>::Digest, <H as Hasher>::Digest, CHUNK_BYTES>;
+/// Proof that a key is absent.
+pub(super) type AbsenceProof<H> = constant::ExclusionProof<
+    Merkle,
+    <H as Hasher>::Digest,
+    VariableEncoding<Record>,
+    <H as Hasher>::Digest,
+    CHUNK_BYTES,
+>;
+
 /// An open database of family `current`.
 pub(super) struct Current<E: Runtime, H: Hasher>(pub(super) Db<E, H>);
 

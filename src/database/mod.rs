@@ -32,7 +32,7 @@ pub use hash::hash_key;
 pub use open::{OpenAt, open, state_sync};
 pub use source::{FetchError, Fetched, Fetcher, Verdict};
 pub(crate) use storage::PAGE_SIZE as LOG_PAGE_SIZE;
-pub use verify::verify_boundary;
+pub use verify::{verify_boundary, verify_key, verify_operation};
 
 use bytes::Bytes;
 use commonware_codec::{

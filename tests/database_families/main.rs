@@ -3,6 +3,8 @@
 //! with is refused.
 #![allow(missing_docs, clippy::unwrap_used)]
 
+mod proofs;
+
 use bytes::Bytes;
 use commonware_runtime::{Runner as _, Supervisor as _, deterministic};
 use commonware_utils::sync::AsyncRwLock;
@@ -415,6 +417,26 @@ fn an_export_is_what_the_writes_add_up_to() {
             assert_eq!(found, expected);
         });
     }
+}
+
+#[test]
+fn empty_and_emptied_databases_are_synced() {
+    for_each_kind(|context, kind| async move {
+        let publisher = shared(publisher(&context, kind, 0).await);
+        let mut fresh = replica(&context, kind, &publisher, 2).await;
+        go_on_together(&publisher, &mut fresh, kind.family, 0..2).await;
+        if !matches!(kind.family, Family::Any | Family::Current) {
+            return;
+        }
+        let deletes: Vec<_> = (0..97).map(|key| Change::Delete { key: key_of(key) }).collect();
+        let mut database = publisher.write().await;
+        let prepared = database.prepare(None, &deletes, metadata(2)).await.unwrap();
+        database.apply(prepared).await.unwrap();
+        drop(database);
+        let mut emptied = replica(&context, kind, &publisher, 3).await;
+        assert_eq!(emptied.get(&key_of(1)).await.unwrap(), None);
+        go_on_together(&publisher, &mut emptied, kind.family, 3..5).await;
+    });
 }
 
 /// Enough overwrites that whole files lie below the floor.
