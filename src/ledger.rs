@@ -17,7 +17,7 @@ use crate::{
     database::{
         self, Database, EXECUTION_VERSION, Exporter, Fetch, Kind, OpenAt, Prepared, Served,
         record::CommitMetadata,
-        types::{Change, Digest},
+        types::{Change, Digest, Mode},
     },
     runtime::Runtime,
 };
@@ -160,7 +160,8 @@ impl<E: Runtime> Ledger<E> {
         let last = log.read(log.bounds().last).await?;
         let at = if truncate { OpenAt::AtMost(last.state().size) } else { OpenAt::Latest };
         let kind = last.kind();
-        let database = database::open(context.child("database"), kind, generation, at).await?;
+        let database =
+            database::open(context.child("database"), kind, Mode::Full, generation, at).await?;
         let ledger = Self::with(generation, database, log, last.checkpoint);
         ledger.redo().await?;
         Ok(Some(ledger))

@@ -1,7 +1,7 @@
 //! Family `any`: keys are set, overwritten and deleted. Unordered, values of variable size.
 
 use super::{
-    Error, OpenAt, Operation, State, family,
+    Error, Fetcher, OpenAt, Operation, State, StateSync, SyncError, family,
     hash::to_plain,
     record::Record,
     storage::{self, Location, Merkle, Strategy, Translator},
@@ -17,8 +17,7 @@ use commonware_storage::qmdb::{
 };
 use std::sync::Arc;
 
-pub(super) type Db<E, H> =
-    unordered::Db<Merkle, E, <H as Hasher>::Digest, Record, H, Translator, Strategy>;
+type Db<E, H> = unordered::Db<Merkle, E, <H as Hasher>::Digest, Record, H, Translator, Strategy>;
 pub(super) type Op<H> = unordered::Operation<Merkle, <H as Hasher>::Digest, Record>;
 type Batch<H> = MerkleizedBatch<
     Merkle,
@@ -28,10 +27,10 @@ type Batch<H> = MerkleizedBatch<
 >;
 
 /// An open database of family `any`.
-pub(super) struct Any<E: Runtime, H: Hasher>(pub(super) Db<E, H>);
+pub(super) struct Any<E: Runtime, H: Hasher>(Db<E, H>);
 
 /// Where and how a database of `generation` is kept.
-pub(super) fn config(generation: u64) -> VariableConfig<Translator, ((), ()), Strategy> {
+fn config(generation: u64) -> VariableConfig<Translator, ((), ()), Strategy> {
     let (merkle_config, journal_config) = storage::configs(Family::Any, generation);
     VariableConfig {
         merkle_config,
@@ -46,6 +45,15 @@ pub(super) fn config(generation: u64) -> VariableConfig<Translator, ((), ()), St
 impl<E: Runtime, H: Hasher> Any<E, H> {
     pub(super) async fn open(context: E, generation: u64, at: OpenAt) -> Result<Self, Error> {
         Ok(Self(Db::init(context, config(generation), at.max_size()).await?))
+    }
+
+    pub(super) async fn sync(
+        context: E,
+        generation: u64,
+        target: &StateSync,
+        fetcher: Arc<dyn Fetcher>,
+    ) -> Result<Self, SyncError> {
+        Ok(Self(family::sync(context, config(generation), target, fetcher).await?))
     }
 }
 

@@ -9,7 +9,7 @@
 //! Ordered, because absence is proved by the two neighbours between which a key would stand.
 
 use super::{
-    Error, KeyProof, OpenAt, Operation, State, family,
+    Error, Fetcher, KeyProof, OpenAt, Operation, State, StateSync, SyncError, family,
     hash::to_plain,
     record::Record,
     storage::{self, Location, Merkle, Strategy, Translator},
@@ -61,10 +61,10 @@ pub(super) type AbsenceProof<H> = constant::ExclusionProof<
 >;
 
 /// An open database of family `current`.
-pub(super) struct Current<E: Runtime, H: Hasher>(pub(super) Db<E, H>);
+pub(super) struct Current<E: Runtime, H: Hasher>(Db<E, H>);
 
 /// Where and how a database of `generation` is kept.
-pub(super) fn config(generation: u64) -> VariableConfig<Translator, ((), ()), Strategy> {
+fn config(generation: u64) -> VariableConfig<Translator, ((), ()), Strategy> {
     let (merkle_config, journal_config) = storage::configs(Family::Current, generation);
     VariableConfig {
         merkle_config,
@@ -80,6 +80,15 @@ pub(super) fn config(generation: u64) -> VariableConfig<Translator, ((), ()), St
 impl<E: Runtime, H: Hasher> Current<E, H> {
     pub(super) async fn open(context: E, generation: u64, at: OpenAt) -> Result<Self, Error> {
         Ok(Self(Db::init(context, config(generation), at.max_size()).await?))
+    }
+
+    pub(super) async fn sync(
+        context: E,
+        generation: u64,
+        target: &StateSync,
+        fetcher: Arc<dyn Fetcher>,
+    ) -> Result<Self, SyncError> {
+        Ok(Self(family::sync(context, config(generation), target, fetcher).await?))
     }
 }
 

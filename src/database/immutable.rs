@@ -5,7 +5,7 @@
 //! made.
 
 use super::{
-    Error, OpenAt, Operation, State, family,
+    Error, Fetcher, OpenAt, Operation, State, StateSync, SyncError, family,
     record::Record,
     storage::{self, Location, Merkle, Strategy, Translator},
     store::{Store, forward_to_full_library, forward_to_library},
@@ -23,8 +23,7 @@ use std::sync::Arc;
 /// Nothing is ever declared inactive.
 pub(super) const FLOOR: Location = Location::new(0);
 
-pub(super) type Db<E, H> =
-    immutable::Db<Merkle, E, <H as Hasher>::Digest, Record, H, Translator, Strategy>;
+type Db<E, H> = immutable::Db<Merkle, E, <H as Hasher>::Digest, Record, H, Translator, Strategy>;
 pub(super) type Op<H> = immutable::Operation<Merkle, <H as Hasher>::Digest, Record>;
 type Batch<H> = MerkleizedBatch<
     Merkle,
@@ -35,10 +34,10 @@ type Batch<H> = MerkleizedBatch<
 >;
 
 /// An open database of family `immutable`.
-pub(super) struct Immutable<E: Runtime, H: Hasher>(pub(super) Db<E, H>);
+pub(super) struct Immutable<E: Runtime, H: Hasher>(Db<E, H>);
 
 /// Where and how a database of `generation` is kept.
-pub(super) fn config(generation: u64) -> immutable::Config<Translator, ((), ()), Strategy> {
+fn config(generation: u64) -> immutable::Config<Translator, ((), ()), Strategy> {
     let (merkle_config, log) = storage::configs(Family::Immutable, generation);
     immutable::Config {
         merkle_config,
@@ -51,6 +50,15 @@ pub(super) fn config(generation: u64) -> immutable::Config<Translator, ((), ()),
 impl<E: Runtime, H: Hasher> Immutable<E, H> {
     pub(super) async fn open(context: E, generation: u64, at: OpenAt) -> Result<Self, Error> {
         Ok(Self(Db::init(context, config(generation), at.max_size()).await?))
+    }
+
+    pub(super) async fn sync(
+        context: E,
+        generation: u64,
+        target: &StateSync,
+        fetcher: Arc<dyn Fetcher>,
+    ) -> Result<Self, SyncError> {
+        Ok(Self(family::sync(context, config(generation), target, fetcher).await?))
     }
 }
 

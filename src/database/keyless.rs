@@ -7,7 +7,7 @@
 //! inactive peaks to agree about. The price is that entries are never pruned.
 
 use super::{
-    Entries, Entry, Error, OpenAt, Operation, State, family,
+    Entries, Entry, Error, Fetcher, OpenAt, Operation, State, StateSync, SyncError, family,
     record::Record,
     storage::{self, Location, Merkle, Strategy},
     store::{Store, forward_to_full_library, forward_to_library},
@@ -30,15 +30,15 @@ const READ_OPERATIONS: u64 = 64;
 /// Operations looked at for one page, so that a run of empty commits ends.
 const SCAN_OPERATIONS_MAX: u64 = 4096;
 
-pub(super) type Db<E, H> = keyless::Db<Merkle, E, Record, H, Strategy>;
+type Db<E, H> = keyless::Db<Merkle, E, Record, H, Strategy>;
 pub(super) type Op = keyless::Operation<Merkle, Record>;
 type Batch<H> = MerkleizedBatch<Merkle, <H as Hasher>::Digest, VariableEncoding<Record>, Strategy>;
 
 /// An open database of family `keyless`.
-pub(super) struct Keyless<E: Runtime, H: Hasher>(pub(super) Db<E, H>);
+pub(super) struct Keyless<E: Runtime, H: Hasher>(Db<E, H>);
 
 /// Where and how a database of `generation` is kept.
-pub(super) fn config(generation: u64) -> keyless::Config<(), Strategy> {
+fn config(generation: u64) -> keyless::Config<(), Strategy> {
     let (merkle, log) = storage::configs(Family::Keyless, generation);
     keyless::Config { merkle, log }
 }
@@ -46,6 +46,15 @@ pub(super) fn config(generation: u64) -> keyless::Config<(), Strategy> {
 impl<E: Runtime, H: Hasher> Keyless<E, H> {
     pub(super) async fn open(context: E, generation: u64, at: OpenAt) -> Result<Self, Error> {
         Ok(Self(Db::init(context, config(generation), at.max_size()).await?))
+    }
+
+    pub(super) async fn sync(
+        context: E,
+        generation: u64,
+        target: &StateSync,
+        fetcher: Arc<dyn Fetcher>,
+    ) -> Result<Self, SyncError> {
+        Ok(Self(family::sync(context, config(generation), target, fetcher).await?))
     }
 }
 

@@ -10,6 +10,7 @@
 
 mod any;
 mod closed;
+mod compact;
 mod current;
 mod export;
 mod family;
@@ -370,7 +371,12 @@ pub trait Database: Send + Sync {
     /// Makes the applied state durable so that opening has nothing to repair.
     async fn sync(&mut self) -> Result<(), Error>;
 
-    /// Drops operations below `location`, which is at most the floor.
+    /// Drops operations below `location`, which is at most the floor. A compact database drops the
+    /// states of fewer than `location` operations, at most its size; the newest always stays.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfRange`] above the bound, and nothing is dropped.
     async fn prune(&mut self, location: u64) -> Result<(), Error>;
 
     /// Answers `fetch` in at most about `bytes_max` bytes.

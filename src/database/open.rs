@@ -1,10 +1,11 @@
 //! Which implementation a [`Kind`] means: the one place that lists them.
 
 use super::{
-    Database, Error, Fetcher, Kind, StateSync, SyncError, any, current, family, immutable, keyless,
+    Database, Error, Fetcher, Kind, StateSync, SyncError, any, compact, current, immutable,
+    keyless,
     storage::Location,
     store::{Opened, Store},
-    types::{Family, HashKind},
+    types::{Family, HashKind, Mode},
 };
 use crate::runtime::Runtime;
 use commonware_cryptography::{Blake3, Hasher, Sha256};
@@ -29,43 +30,66 @@ impl OpenAt {
     }
 }
 
+/// Why a compact database cannot be had.
+const NOT_COMPACT: Error =
+    Error::Unsupported("only families 'immutable' and 'keyless' have a mode 'compact'");
+
 /// Opens the database of `kind` in `generation`, making an empty one where there is none.
+///
+/// A generation has one mode: what another one left there is not seen.
 pub async fn open<E: Runtime>(
     context: E,
     kind: Kind,
+    mode: Mode,
     generation: u64,
     at: OpenAt,
 ) -> Result<Box<dyn Database>, Error> {
     match kind.hash {
-        HashKind::Sha256 => open_as::<E, Sha256>(context, kind.family, generation, at).await,
-        HashKind::Blake3 => open_as::<E, Blake3>(context, kind.family, generation, at).await,
+        HashKind::Sha256 => open_as::<E, Sha256>(context, kind.family, mode, generation, at).await,
+        HashKind::Blake3 => open_as::<E, Blake3>(context, kind.family, mode, generation, at).await,
     }
 }
 
 async fn open_as<E: Runtime, H: Hasher>(
     context: E,
     family: Family,
+    mode: Mode,
     generation: u64,
     at: OpenAt,
 ) -> Result<Box<dyn Database>, Error> {
-    Ok(match family {
-        Family::Any => boxed(any::Any::<E, H>::open(context, generation, at).await?),
-        Family::Immutable => {
+    Ok(match (mode, family) {
+        (Mode::Full, Family::Any) => boxed(any::Any::<E, H>::open(context, generation, at).await?),
+        (Mode::Full, Family::Current) => {
+            boxed(current::Current::<E, H>::open(context, generation, at).await?)
+        }
+        (Mode::Full, Family::Immutable) => {
             boxed(immutable::Immutable::<E, H>::open(context, generation, at).await?)
         }
-        Family::Keyless => boxed(keyless::Keyless::<E, H>::open(context, generation, at).await?),
-        Family::Current => boxed(current::Current::<E, H>::open(context, generation, at).await?),
+        (Mode::Full, Family::Keyless) => {
+            boxed(keyless::Keyless::<E, H>::open(context, generation, at).await?)
+        }
+        (Mode::Compact, Family::Immutable) => {
+            boxed(compact::Immutable::<E, H>::open(context, generation, at).await?)
+        }
+        (Mode::Compact, Family::Keyless) => {
+            boxed(compact::Keyless::<E, H>::open(context, generation, at).await?)
+        }
+        (Mode::Compact, Family::Any | Family::Current) => return Err(NOT_COMPACT),
     })
 }
 
-/// Builds the database of `kind` in `generation` from what `fetcher` brings, verified against
+/// Builds the database of `kind` and `mode` in `generation` from what `fetcher` brings, verified against
 /// `target`. What an interrupted state sync left in the generation is used again.
+///
+/// A compact database is built from the target's last commit alone, and nothing of an interrupted
+/// attempt is used again; one torn while it was stored fails to build until it is removed.
 ///
 /// Only the operations root was compared on return: the caller compares the whole
 /// [state](Database::state) with the signed one.
 pub async fn state_sync<E: Runtime>(
     context: E,
     kind: Kind,
+    mode: Mode,
     generation: u64,
     target: StateSync,
     fetcher: Arc<dyn Fetcher>,
@@ -73,10 +97,10 @@ pub async fn state_sync<E: Runtime>(
     let family = kind.family;
     match kind.hash {
         HashKind::Sha256 => {
-            sync_as::<E, Sha256>(context, family, generation, target, fetcher).await
+            sync_as::<E, Sha256>(context, family, mode, generation, target, fetcher).await
         }
         HashKind::Blake3 => {
-            sync_as::<E, Blake3>(context, family, generation, target, fetcher).await
+            sync_as::<E, Blake3>(context, family, mode, generation, target, fetcher).await
         }
     }
 }
@@ -84,28 +108,31 @@ pub async fn state_sync<E: Runtime>(
 async fn sync_as<E: Runtime, H: Hasher>(
     context: E,
     family: Family,
+    mode: Mode,
     generation: u64,
     target: StateSync,
     fetcher: Arc<dyn Fetcher>,
 ) -> Result<Box<dyn Database>, SyncError> {
-    Ok(match family {
-        Family::Any => {
-            let config = any::config(generation);
-            boxed(any::Any::<E, H>(family::sync(context, config, &target, fetcher).await?))
+    Ok(match (mode, family) {
+        (Mode::Full, Family::Any) => {
+            boxed(any::Any::<E, H>::sync(context, generation, &target, fetcher).await?)
         }
-        Family::Immutable => {
-            let config = immutable::config(generation);
-            let db = family::sync(context, config, &target, fetcher).await?;
-            boxed(immutable::Immutable::<E, H>(db))
+        (Mode::Full, Family::Current) => {
+            boxed(current::Current::<E, H>::sync(context, generation, &target, fetcher).await?)
         }
-        Family::Keyless => {
-            let config = keyless::config(generation);
-            boxed(keyless::Keyless::<E, H>(family::sync(context, config, &target, fetcher).await?))
+        (Mode::Full, Family::Immutable) => {
+            boxed(immutable::Immutable::<E, H>::sync(context, generation, &target, fetcher).await?)
         }
-        Family::Current => {
-            let config = current::config(generation);
-            boxed(current::Current::<E, H>(family::sync(context, config, &target, fetcher).await?))
+        (Mode::Full, Family::Keyless) => {
+            boxed(keyless::Keyless::<E, H>::sync(context, generation, &target, fetcher).await?)
         }
+        (Mode::Compact, Family::Immutable) => {
+            boxed(compact::Immutable::<E, H>::sync(context, generation, &target, fetcher).await?)
+        }
+        (Mode::Compact, Family::Keyless) => {
+            boxed(compact::Keyless::<E, H>::sync(context, generation, &target, fetcher).await?)
+        }
+        (Mode::Compact, Family::Any | Family::Current) => return Err(NOT_COMPACT.into()),
     })
 }
 

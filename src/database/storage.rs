@@ -28,6 +28,11 @@ const CACHE_BYTES: usize = 64 * 1024 * 1024;
 const OPERATIONS_PER_SECTION: NonZeroU64 = NZU64!(32_768);
 /// Merkle nodes in one file.
 const NODES_PER_BLOB: NonZeroU64 = NZU64!(131_072);
+/// States of a compact database in one file: what pruning may leave behind.
+const STATES_PER_SECTION: NonZeroU64 = NZU64!(256);
+/// Pages of a compact database's log of states: it is read when opened, and by replicas that sync
+/// to a state just past.
+const STATES_CACHE_PAGES: NonZeroUsize = NZUsize!(64);
 /// Bytes gathered before a file is written.
 const WRITE_BUFFER: NonZeroUsize = NZUsize!(1024 * 1024);
 /// Bytes read ahead when a log is replayed.
@@ -67,6 +72,19 @@ pub(super) fn configs<C: Default>(
         replay_buffer: REPLAY_BUFFER,
     };
     (merkle, operations)
+}
+
+/// The configuration of the log of states that a compact database keeps.
+pub(super) fn witnesses(family: Family, generation: u64) -> variable::Config<()> {
+    variable::Config {
+        partition: format!("{}-witnesses", prefix(family, generation)),
+        items_per_section: STATES_PER_SECTION,
+        compression: None,
+        codec_config: (),
+        page_cache: CacheRef::new(PAGE_SIZE, STATES_CACHE_PAGES),
+        write_buffer: WRITE_BUFFER,
+        replay_buffer: REPLAY_BUFFER,
+    }
 }
 
 /// Where `current` keeps the pruned part of its activity bitmap.

@@ -3,7 +3,7 @@
 use super::{LinkSource, Progress};
 use crate::{
     checkpoint::SignedCheckpoint,
-    database::{self, FetchError, Generations, Kind, State, StateSync, SyncError},
+    database::{self, FetchError, Generations, Kind, State, StateSync, SyncError, types::Mode},
     ledger::{self, Ledger},
     runtime::Runtime,
 };
@@ -65,9 +65,15 @@ pub async fn run<E: Runtime>(
         batch: config.batch,
         outstanding: config.outstanding,
     };
-    let built =
-        database::state_sync(context.child("database"), kind, generation, wanted, Arc::new(source))
-            .await;
+    let built = database::state_sync(
+        context.child("database"),
+        kind,
+        Mode::Full,
+        generation,
+        wanted,
+        Arc::new(source),
+    )
+    .await;
     let mismatch = match built {
         Ok(database) => {
             let state = database.state()?;

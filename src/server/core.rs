@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     checkpoint::{Checkpoint, Identity, Parameters, unix_ms},
-    database::{self, Kind, OpenAt},
+    database::{self, Kind, OpenAt, types::Mode},
     ledger::{self, History, Ledger},
     runtime::Runtime,
     serve::{self, Amnesia, Authorized},
@@ -312,7 +312,8 @@ async fn create_ledger<E: Runtime>(
 ) -> Result<Ledger<E>, Error> {
     let kind = Kind { family: record.parameters.family, hash: record.parameters.hash };
     let database =
-        database::open(context.child("database"), kind, GENERATION, OpenAt::Latest).await?;
+        database::open(context.child("database"), kind, Mode::Full, GENERATION, OpenAt::Latest)
+            .await?;
     let state = database.state()?;
     let now_ms = unix_ms(context.current());
     let checkpoint = Checkpoint {

@@ -8,7 +8,10 @@ use super::{
 use crate::{
     checkpoint::{Checkpoint, unix_ms},
     daemon::{self, Failure},
-    database::{self, Kind, OpenAt, types::DatabaseId},
+    database::{
+        self, Kind, OpenAt,
+        types::{DatabaseId, Mode},
+    },
     exit, keys,
     ledger::Ledger,
     lifecycle::DirectoryLock,
@@ -56,7 +59,8 @@ async fn begin<E: Runtime>(context: &E, publisher: &PrivateKey) -> Result<Databa
     let id = record.identity().id;
     let kind = Kind { family: record.parameters.family, hash: record.parameters.hash };
     let database =
-        database::open(context.child("database"), kind, GENERATION, OpenAt::Latest).await?;
+        database::open(context.child("database"), kind, Mode::Full, GENERATION, OpenAt::Latest)
+            .await?;
     let (found, metadata) = (database.state()?, database.metadata().await?);
     let now_ms = unix_ms(context.current());
     let base = Checkpoint {

@@ -3,6 +3,7 @@
 //! with is refused.
 #![allow(missing_docs, clippy::unwrap_used)]
 
+mod compact;
 mod proofs;
 
 use bytes::Bytes;
@@ -22,7 +23,7 @@ use syncd::database::{
     self, Database, Error, Exporter, Fetch, FetchError, Fetched, Fetcher, Kind, OpenAt, Prepared,
     State, StateSync, SyncError,
     record::CommitMetadata,
-    types::{Change, Family, HashKind},
+    types::{Change, Family, HashKind, Mode},
 };
 
 type Context = deterministic::Context;
@@ -95,7 +96,9 @@ async fn write(database: &mut Box<dyn Database>, family: Family, batch: u64) -> 
 
 async fn publisher(context: &Context, kind: Kind, batches: u64) -> Box<dyn Database> {
     let mut database =
-        database::open(context.child("publisher"), kind, 1, OpenAt::Latest).await.unwrap();
+        database::open(context.child("publisher"), kind, Mode::Full, 1, OpenAt::Latest)
+            .await
+            .unwrap();
     for batch in 0..batches {
         write(&mut database, kind.family, batch).await;
     }
@@ -126,7 +129,7 @@ impl Local {
 #[async_trait::async_trait]
 impl Fetcher for Local {
     async fn fetch(&self, fetch: Fetch) -> Result<Fetched, FetchError> {
-        if self.attempts.fetch_add(1, Ordering::Relaxed) > 10_000 {
+        if self.attempts.fetch_add(1, Ordering::Relaxed) > 1000 {
             return Err(FetchError::Cancelled);
         }
         let body = match self.database.read().await.serve(fetch, BYTES).await {
@@ -170,12 +173,21 @@ async fn replica(
     publisher: &Shared,
     generation: u64,
 ) -> Box<dyn Database> {
+    replica_of_mode(context, kind, Mode::Full, publisher, generation).await
+}
+
+async fn replica_of_mode(
+    context: &Context,
+    kind: Kind,
+    mode: Mode,
+    publisher: &Shared,
+    generation: u64,
+) -> Box<dyn Database> {
     let state = publisher.read().await.state().unwrap();
     let (source, _) = Local::new(publisher, 0);
-    let replica =
-        database::state_sync(context.child("replica"), kind, generation, target(state), source)
-            .await
-            .unwrap();
+    let at = context.child("replica");
+    let replica = database::state_sync(at, kind, mode, generation, target(state), source);
+    let replica = replica.await.unwrap();
     assert_eq!(replica.state().unwrap(), state, "the canonical root too");
     replica
 }
@@ -211,7 +223,9 @@ fn writes_are_read_back_after_reopening() {
         database.sync().await.unwrap();
         drop(database);
         let mut database =
-            database::open(context.child("again"), kind, 1, OpenAt::Latest).await.unwrap();
+            database::open(context.child("again"), kind, Mode::Full, 1, OpenAt::Latest)
+                .await
+                .unwrap();
         assert_eq!(database.state().unwrap(), state);
         assert_eq!(database.metadata().await.unwrap(), Some(metadata(4)));
         let newer = write(&mut database, kind.family, 5).await;
@@ -220,7 +234,7 @@ fn writes_are_read_back_after_reopening() {
         drop(database);
         // Cut back to the older state, durably.
         let at = OpenAt::AtMost(newer.size - 1);
-        let database = database::open(context.child("cut"), kind, 1, at).await.unwrap();
+        let database = database::open(context.child("cut"), kind, Mode::Full, 1, at).await.unwrap();
         assert_eq!(database.state().unwrap(), state);
     });
 }
@@ -235,8 +249,9 @@ fn batches_stack_on_unapplied_ones() {
             chain.push(one.prepare(chain.last(), &changes, metadata(batch)).await.unwrap());
         }
         one.apply(chain.last().unwrap().clone()).await.unwrap();
-        let mut other =
-            database::open(context.child("other"), kind, 2, OpenAt::Latest).await.unwrap();
+        let mut other = database::open(context.child("other"), kind, Mode::Full, 2, OpenAt::Latest)
+            .await
+            .unwrap();
         for batch in 0..6 {
             write(&mut other, kind.family, batch).await;
         }
@@ -257,7 +272,8 @@ fn a_state_synced_replica_executes_what_follows() {
         replica.sync().await.unwrap();
         drop(replica);
         let at = OpenAt::Latest;
-        let mut replica = database::open(context.child("again"), kind, 2, at).await.unwrap();
+        let mut replica =
+            database::open(context.child("again"), kind, Mode::Full, 2, at).await.unwrap();
         go_on_together(&publisher, &mut replica, kind.family, BATCHES + 10..BATCHES + 12).await;
         // The nodes before a location are the same in both.
         let size = replica.state().unwrap().size;
@@ -291,13 +307,14 @@ fn spoiled_answers_are_refused_and_others_taken() {
         let state = publisher.read().await.state().unwrap();
         let (source, refused) = Local::new(&publisher, 3);
         let at = context.child("replica");
-        let replica = database::state_sync(at, kind, 2, target(state), source).await.unwrap();
+        let replica =
+            database::state_sync(at, kind, Mode::Full, 2, target(state), source).await.unwrap();
         assert_eq!(replica.state().unwrap(), state);
         assert_eq!(refused.load(Ordering::Relaxed), 3);
         // Nothing but spoiled answers never becomes a database.
         let (source, _) = Local::new(&publisher, u64::MAX);
         let at = context.child("spoiled");
-        let built = database::state_sync(at, kind, 3, target(state), source).await;
+        let built = database::state_sync(at, kind, Mode::Full, 3, target(state), source).await;
         assert!(matches!(built, Err(SyncError::Source(FetchError::Cancelled))));
     });
 }
@@ -314,7 +331,8 @@ fn pruning_keeps_the_state_and_what_is_above_the_floor() {
         database.sync().await.unwrap();
         drop(database);
         let at = OpenAt::Latest;
-        let database = database::open(context.child("again"), kind, 1, at).await.unwrap();
+        let database =
+            database::open(context.child("again"), kind, Mode::Full, 1, at).await.unwrap();
         assert_eq!(database.state().unwrap(), state);
         let publisher = shared(database);
         let mut replica = replica(&context, kind, &publisher, 2).await;
@@ -470,7 +488,8 @@ fn whole_files_are_pruned() {
             database.sync().await.unwrap();
             drop(database);
             let at = OpenAt::AtMost(state.size);
-            let database = database::open(context.child("again"), kind, 1, at).await.unwrap();
+            let database =
+                database::open(context.child("again"), kind, Mode::Full, 1, at).await.unwrap();
             assert_eq!(database.state().unwrap(), state);
             let publisher = shared(database);
             let mut replica = replica(&context, kind, &publisher, 2).await;

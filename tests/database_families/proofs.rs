@@ -9,7 +9,7 @@ use commonware_runtime::Supervisor as _;
 use std::num::NonZeroU64;
 use syncd::database::{
     self, Database, Error, Kind, OpenAt, Operation,
-    types::{Change, Digest, Family, HashKind},
+    types::{Change, Digest, Family, HashKind, Mode},
     verify_key, verify_operation,
 };
 
@@ -173,7 +173,8 @@ fn keys_are_proved_present_and_absent() {
             database.sync().await.unwrap();
             drop(database);
             let at = OpenAt::Latest;
-            let database = database::open(context.child("again"), kind, 1, at).await.unwrap();
+            let database =
+                database::open(context.child("again"), kind, Mode::Full, 1, at).await.unwrap();
             for key in 0..120 {
                 proved(&*database, kind, &key_of(key)).await;
             }
