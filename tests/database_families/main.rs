@@ -4,6 +4,7 @@
 #![allow(missing_docs, clippy::unwrap_used)]
 
 mod compact;
+mod crashes;
 mod proofs;
 
 use bytes::Bytes;

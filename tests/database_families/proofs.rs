@@ -5,11 +5,15 @@ use super::{
     write,
 };
 use bytes::Bytes;
+use commonware_cryptography::{Hasher as _, Sha256};
 use commonware_runtime::Supervisor as _;
-use std::num::NonZeroU64;
+use std::{
+    num::NonZeroU64,
+    sync::{Arc, Mutex},
+};
 use syncd::database::{
     self, Database, Error, Kind, OpenAt, Operation,
-    types::{Change, Digest, Family, HashKind, Mode},
+    types::{Change, Digest, Family, HashKind, KEY_LENGTH_MAX, Mode, VALUE_LENGTH_MAX},
     verify_key, verify_operation,
 };
 
@@ -260,6 +264,80 @@ fn no_other_family_proves_keys() {
         let (root, proof) = (database.state().unwrap().root, Bytes::from(vec![0; 100]));
         assert!(verify_key(kind, root, b"key", None, proof).is_err());
     });
+}
+
+#[test]
+fn the_largest_records_are_proved() {
+    for_each_kind(|context, kind| async move {
+        let mut database = publisher(&context, kind, 1).await;
+        let (key, value) = (vec![7; KEY_LENGTH_MAX], vec![9; VALUE_LENGTH_MAX]);
+        let change = match kind.family {
+            Family::Keyless => Change::Append { value: value.clone() },
+            _ => Change::Put { key: key.clone(), value: value.clone() },
+        };
+        let start = database.state().unwrap().size;
+        let prepared = database.prepare(None, &[change], metadata(1)).await.unwrap();
+        database.apply(prepared).await.unwrap();
+        let state = database.state().unwrap();
+        let mut found = 0;
+        for location in start..state.size {
+            let proof = database.prove_operation(location, state.size).await.unwrap();
+            let root = state.operations_root;
+            match verify_operation(kind, root, state.size, location, proof).unwrap() {
+                Operation::Put { key: theirs, value: its, .. } if theirs == key => {
+                    assert_eq!(its, value);
+                    found += 1;
+                }
+                Operation::Append { value: theirs } => {
+                    assert_eq!(theirs, value);
+                    found += 1;
+                }
+                _ => {}
+            }
+        }
+        assert!(found >= 1, "{kind:?}");
+        if kind.family == Family::Current {
+            assert_eq!(proved(&*database, kind, &key).await.unwrap(), value);
+            for absent in 1000..1100 {
+                assert_eq!(proved(&*database, kind, &key_of(absent)).await, None);
+            }
+        }
+    });
+}
+
+/// What the same commits lead to, and what proofs look like, is a promise to replicas and to who
+/// keeps a proof: a change shows here, and needs a new execution version.
+#[test]
+fn roots_and_proofs_are_pinned() {
+    let pins = Arc::new(Mutex::new(Vec::new()));
+    for_each_kind(|context, kind| {
+        let pins = pins.clone();
+        async move {
+            let database = publisher(&context, kind, 3).await;
+            let state = database.state().unwrap();
+            let mut pinned = vec![state.root.0.to_vec(), state.operations_root.0.to_vec()];
+            pinned.push(database.prove_operation(5, state.size).await.unwrap().to_vec());
+            if kind.family == Family::Current {
+                for key in [key_of(7), key_of(1000)] {
+                    pinned.push(database.prove_key(&key).await.unwrap().proof.to_vec());
+                }
+            }
+            let digest = Sha256::hash(&[&pinned.concat()]);
+            pins.lock().unwrap().push(hex::encode(&digest.as_ref()[..8]));
+        }
+    });
+    let found = pins.lock().unwrap().clone();
+    let expected = [
+        "1db33192b04158e3",
+        "8a24d96b37ca7573",
+        "53039647dbd4b42f",
+        "14dc128e08fd38e6",
+        "72c6886d64bc4c42",
+        "9baaf95dd1662a73",
+        "6f5f4ee30a0deccd",
+        "557bee47bba7fdcf",
+    ];
+    assert_eq!(found, expected);
 }
 
 #[test]
