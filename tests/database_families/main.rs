@@ -345,7 +345,7 @@ fn pruning_keeps_the_state_and_what_is_above_the_floor() {
 fn entries_of_a_log_are_read_by_location() {
     let kind = Kind { family: Family::Keyless, hash: HashKind::Blake3 };
     run(|context| async move {
-        let mut database = publisher(&context, kind, BATCHES).await;
+        let database = publisher(&context, kind, BATCHES).await;
         let size = database.state().unwrap().size;
         assert_eq!(size, 1 + BATCHES * (WRITES + 1), "a first commit, and one for each batch");
         // Operation 0 and each batch's last are commits.
@@ -378,6 +378,11 @@ fn entries_of_a_log_are_read_by_location() {
             }
             assert_eq!(read, database.entries(0, all, usize::MAX).await.unwrap().entries);
         }
+        // An export has keys: a log is no such thing.
+        let database = shared(database);
+        let mut exporter = Exporter::new(database.clone(), size, 0);
+        assert!(matches!(exporter.next().await, Err(Error::Unsupported(_))));
+        let mut database = database.write().await;
         let end = database.entries(size, all, usize::MAX).await.unwrap();
         assert!(end.entries.is_empty() && end.next == size);
         let beyond = database.entries(size + 1, all, usize::MAX).await;

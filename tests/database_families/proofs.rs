@@ -206,6 +206,23 @@ fn absence_is_proved_where_every_key_was_deleted() {
 }
 
 #[test]
+fn a_lone_key_is_its_own_neighbour() {
+    run(|context| async move {
+        let mut database = publisher(&context, CURRENT, 0).await;
+        let change = Change::Put { key: key_of(1), value: b"alone".to_vec() };
+        let prepared = database.prepare(None, &[change], metadata(0)).await.unwrap();
+        database.apply(prepared).await.unwrap();
+        assert_eq!(proved(&*database, CURRENT, &key_of(1)).await.unwrap(), "alone");
+        let root = database.state().unwrap().root;
+        for absent in 2..50 {
+            assert_eq!(proved(&*database, CURRENT, &key_of(absent)).await, None);
+            let found = database.prove_key(&key_of(absent)).await.unwrap();
+            assert!(verify_key(CURRENT, root, &key_of(1), None, found.proof).is_err());
+        }
+    });
+}
+
+#[test]
 fn an_overwritten_value_is_not_proved() {
     run(|context| async move {
         let mut database = publisher(&context, CURRENT, 3).await;
