@@ -15,7 +15,7 @@ use crate::{
     checkpoint::{SignedCheckpoint, unix_ms},
     commit_log::{self, Bounds, Commit, CommitLog, Retention},
     database::{
-        self, Database, EXECUTION_VERSION, Exporter, Fetch, KeyProof, Kind, OpenAt, Place,
+        self, Database, EXECUTION_VERSION, Entries, Exporter, Fetch, KeyProof, Kind, OpenAt, Place,
         Prepared, Served,
         record::CommitMetadata,
         types::{Change, Digest, Mode},
@@ -26,7 +26,7 @@ use bytes::Bytes;
 use commonware_utils::sync::{AsyncRwLock, Mutex};
 use std::{
     collections::BTreeMap,
-    num::NonZeroU64,
+    num::{NonZeroU64, NonZeroUsize},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -352,12 +352,21 @@ impl<E: Runtime> Ledger<E> {
     ) -> Result<(SignedCheckpoint, Bytes), database::Error> {
         let database = self.database.read().await;
         let head = self.head();
-        let size = head.checkpoint.size;
-        if location >= size {
-            return Err(database::Error::OutOfRange(format!("the state ends at {size}")));
-        }
-        let fetch = Fetch::Operations { size, start: location, max: NonZeroU64::MIN };
-        Ok((head, database.serve(fetch, usize::MAX).await?.body))
+        let proof = database.prove_operation(location, head.checkpoint.size).await?;
+        Ok((head, proof))
+    }
+
+    /// A page of a log of values, and the state that it was read from.
+    pub async fn entries(
+        &self,
+        from: u64,
+        count_max: NonZeroUsize,
+        bytes_max: usize,
+    ) -> Result<(SignedCheckpoint, Entries), database::Error> {
+        let database = self.database.read().await;
+        let head = self.head();
+        let from = from.min(head.checkpoint.size);
+        Ok((head, database.entries(from, count_max, bytes_max).await?))
     }
 
     /// Up to `max` operations from `start` of the state that reads see, and that state.

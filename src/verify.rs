@@ -22,7 +22,7 @@ use crate::{
     checkpoint::{Checkpoint, Policy, Refusal, Rotations, SignedCheckpoint, check_freshness},
     database::{
         Kind, Operation,
-        types::{DatabaseId, Family, KEY_LENGTH_MAX},
+        types::{DatabaseId, KEY_LENGTH_MAX},
         verify_key, verify_operation,
     },
 };
@@ -277,12 +277,8 @@ impl ProofFile {
     }
 
     fn prove_key(&self, kind: Kind, key: &[u8], value: Option<&[u8]>) -> Result<(), Error> {
-        if kind.family != Family::Current {
-            let text = format!("family '{}' cannot prove what a key holds", kind.family);
-            return Err(Error::NotProved(text));
-        }
         let root = self.checkpoint.checkpoint.root;
-        verify_key(kind.hash, root, key, value, self.proof.clone()).map_err(Error::NotProved)
+        verify_key(kind, root, key, value, self.proof.clone()).map_err(Error::NotProved)
     }
 
     /// Compares with what was asked for.
@@ -356,7 +352,7 @@ impl fmt::Display for Proved {
                         write!(f, "deletes the key with hash {hash}")?;
                     }
                     Some(Operation::Append { value }) => write!(f, "appends {}", show(value))?,
-                    Some(Operation::Commit) | None => write!(f, "ends a commit")?,
+                    Some(Operation::Commit(_)) | None => write!(f, "ends a commit")?,
                 }
             }
         }

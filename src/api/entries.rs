@@ -1,16 +1,13 @@
 //! Pages of a log of values.
 
-use super::{Page, ReadError, View};
+use super::{Entry, Name, Page, ReadError, View};
 use crate::{
     checkpoint::SignedCheckpoint,
-    database::{self, PAGE_OPERATIONS, entries_of, types::Family},
+    database::{self, types::Family},
     ledger::Ledger,
     runtime::Runtime,
 };
-use std::num::NonZeroU64;
-
-/// Operations read at a time: with values of the largest size a few MiB.
-const STEP: u64 = PAGE_OPERATIONS / 8;
+use std::num::NonZeroUsize;
 
 /// Reads values from `from` on, until there are `limit`, or about `bytes_max` bytes of them.
 pub async fn read_entries<E: Runtime>(
@@ -29,23 +26,23 @@ pub async fn read_entries<E: Runtime>(
     }
     let (mut entries, mut next, mut bytes) = (Vec::new(), from, 0);
     loop {
-        let head = ledger.head();
-        let size = head.checkpoint.size;
-        if entries.len() >= limit || bytes >= bytes_max || next >= size {
-            return Ok(Page { view: view(&head), entries, next: next.min(size) });
-        }
-        let wanted = (limit - entries.len()) as u64;
-        let max = NonZeroU64::new(wanted.min(STEP)).unwrap_or(NonZeroU64::MIN);
-        let (_, operations) = ledger.operations(next, max).await.map_err(|error| match error {
+        let Some(wanted) = NonZeroUsize::new(limit.saturating_sub(entries.len())) else { break };
+        let page = ledger.entries(next, wanted, bytes_max.saturating_sub(bytes)).await;
+        let (head, page) = page.map_err(|error| match error {
             database::Error::Pruned => {
                 ReadError::Pruned(format!("operation {next} is no longer held"))
             }
             error => ReadError::Internal(error.to_string()),
         })?;
-        let start = next;
-        next += operations.len() as u64;
-        let found = entries_of(start, operations);
-        bytes += found.iter().map(|entry| entry.value.len()).sum::<usize>();
-        entries.extend(found);
+        next = page.next;
+        for entry in page.entries {
+            bytes += entry.value.len();
+            entries.push(Entry { name: Name::Location(entry.location), value: entry.value });
+        }
+        if next >= head.checkpoint.size || bytes >= bytes_max {
+            break;
+        }
     }
+    let head = ledger.head();
+    Ok(Page { view: view(&head), entries, next: next.min(head.checkpoint.size) })
 }

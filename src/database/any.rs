@@ -1,26 +1,24 @@
 //! Family `any`: keys are set, overwritten and deleted. Unordered, values of variable size.
 
 use super::{
-    Database, Error, Fetch, Fetcher, KeyProof, OpenAt, Operation, Prepared, Served, State,
-    StateSync, SyncError, family,
-    family::Slot,
+    Error, Fetcher, OpenAt, Operation, State, StateSync, SyncError, family,
     hash::to_plain,
-    record::{CommitMetadata, Record},
+    record::Record,
     storage::{self, Location, Merkle, Strategy, Translator},
-    types::{Change, Digest, Family, Root},
+    store::{Store, forward_to_full_library, forward_to_library},
+    types::{Change, Family},
 };
 use crate::runtime::Runtime;
-use bytes::Bytes;
 use commonware_cryptography::Hasher;
 use commonware_runtime::Handle;
 use commonware_storage::qmdb::{
     any::{VariableConfig, batch::MerkleizedBatch, unordered::variable as unordered},
     floor::Proportional,
 };
-use std::{num::NonZeroU64, sync::Arc};
+use std::sync::Arc;
 
 type Db<E, H> = unordered::Db<Merkle, E, <H as Hasher>::Digest, Record, H, Translator, Strategy>;
-type Op<H> = unordered::Operation<Merkle, <H as Hasher>::Digest, Record>;
+pub(super) type Op<H> = unordered::Operation<Merkle, <H as Hasher>::Digest, Record>;
 type Batch<H> = MerkleizedBatch<
     Merkle,
     <H as Hasher>::Digest,
@@ -29,10 +27,11 @@ type Batch<H> = MerkleizedBatch<
 >;
 
 /// An open database of family `any`.
-struct Any<E: Runtime, H: Hasher>(Slot<Db<E, H>>);
+pub(super) struct Any<E: Runtime, H: Hasher>(Db<E, H>);
 
+/// Where and how a database of `generation` is kept.
 fn config(generation: u64) -> VariableConfig<Translator, ((), ()), Strategy> {
-    let (merkle_config, journal_config) = storage::configs(Family::Any, generation, ((), ()));
+    let (merkle_config, journal_config) = storage::configs(Family::Any, generation);
     VariableConfig {
         merkle_config,
         journal_config,
@@ -43,165 +42,66 @@ fn config(generation: u64) -> VariableConfig<Translator, ((), ()), Strategy> {
     }
 }
 
-pub(super) async fn open<E: Runtime, H: Hasher>(
-    context: E,
-    generation: u64,
-    at: OpenAt,
-) -> Result<Box<dyn Database>, Error> {
-    let max = match at {
-        OpenAt::Latest => None,
-        OpenAt::AtMost(size) => Some(Location::new(size)),
-    };
-    let db = Db::<E, H>::init(context, config(generation), max).await?;
-    Ok(Box::new(Any(Slot::new(db))))
+impl<E: Runtime, H: Hasher> Any<E, H> {
+    pub(super) async fn open(context: E, generation: u64, at: OpenAt) -> Result<Self, Error> {
+        Ok(Self(Db::init(context, config(generation), at.max_size()).await?))
+    }
+
+    pub(super) async fn sync(
+        context: E,
+        generation: u64,
+        target: &StateSync,
+        fetcher: Arc<dyn Fetcher>,
+    ) -> Result<Self, SyncError> {
+        Ok(Self(family::sync(context, config(generation), target, fetcher).await?))
+    }
 }
 
-pub(super) async fn sync<E: Runtime, H: Hasher>(
-    context: E,
-    generation: u64,
-    target: StateSync,
-    fetcher: Arc<dyn Fetcher>,
-) -> Result<Box<dyn Database>, SyncError> {
-    let db: Db<E, H> =
-        family::sync::<_, E, H>(context, config(generation), &target, fetcher).await?;
-    Ok(Box::new(Any(Slot::new(db))))
-}
-
-pub(super) fn verify_boundary<H: Hasher>(
-    operations_root: Root,
-    size: u64,
-    start: u64,
-    body: Bytes,
-) -> Result<Vec<Digest>, String> {
-    family::verify_boundary::<H, Op<H>>(operations_root, size, start, body)
-}
-
-pub(super) fn verify_operation<H: Hasher>(
-    operations_root: Root,
-    size: u64,
-    location: u64,
-    body: Bytes,
-) -> Result<Operation, String> {
-    let found = family::verify_operation::<H, Op<H>>(operations_root, size, location, body)?;
-    Ok(plain_operation::<H>(found))
-}
-
-fn plain_operation<H: Hasher>(operation: Op<H>) -> Operation {
+/// What an operation of the library says.
+pub(super) fn plain<H: Hasher>(operation: Op<H>) -> Result<Operation, Error> {
     use commonware_storage::qmdb::any::{operation::Operation as Any, unordered::Update};
     match operation {
-        Any::Update(Update(hash, Record::Entry { key, value })) => {
-            Operation::Put { hash: to_plain::<H>(&hash), key, value }
-        }
-        Any::Delete(hash) => Operation::Delete { hash: to_plain::<H>(&hash) },
-        // No writer stores metadata under a key.
-        Any::Update(Update(_, Record::Commit(_))) | Any::CommitFloor(..) => Operation::Commit,
+        Any::Update(Update(hash, record)) => family::put::<H>(&hash, record),
+        Any::Delete(hash) => Ok(Operation::Delete { hash: to_plain::<H>(&hash) }),
+        Any::CommitFloor(record, _) => family::commit(record),
     }
 }
 
-#[async_trait::async_trait]
-impl<E: Runtime, H: Hasher> Database for Any<E, H> {
-    fn state(&self) -> Result<State, Error> {
-        let db = self.0.get()?;
-        let root = to_plain::<H>(&db.root());
-        Ok(State {
-            size: *db.bounds().end,
-            floor: *db.sync_boundary(),
-            root,
-            operations_root: root,
-        })
+impl<E: Runtime, H: Hasher> Store for Any<E, H> {
+    type Hasher = H;
+    type Source = Db<E, H>;
+    type Batch = Batch<H>;
+
+    forward_to_library!();
+    forward_to_full_library!();
+
+    fn state(&self) -> State {
+        family::state::<H>(self.0.bounds().end, self.0.sync_boundary(), &self.0.root())
     }
 
-    fn retained_from(&self) -> Result<u64, Error> {
-        Ok(*self.0.get()?.bounds().start)
+    async fn record(&self, key: &H::Digest) -> Result<Option<Record>, Error> {
+        Ok(self.0.get(key).await?)
     }
 
-    async fn get(&self, key: &[u8]) -> Result<Option<Bytes>, Error> {
-        match self.0.get()?.get(&H::hash(&[key])).await? {
-            Some(Record::Entry { value, .. }) => Ok(Some(value)),
-            Some(Record::Commit(_)) => Err(Error::Corrupt("metadata under a key".into())),
-            None => Ok(None),
-        }
-    }
-
-    async fn metadata(&self) -> Result<Option<CommitMetadata>, Error> {
-        match self.0.get()?.get_metadata().await? {
-            Some(Record::Commit(metadata)) => Ok(Some(metadata)),
-            Some(Record::Entry { .. }) => Err(Error::Corrupt("an entry as metadata".into())),
-            None => Ok(None),
-        }
-    }
-
-    async fn prepare(
+    async fn batch(
         &self,
-        parent: Option<&Prepared>,
+        parent: Option<Arc<Batch<H>>>,
         changes: &[Change],
-        metadata: CommitMetadata,
-    ) -> Result<Prepared, Error> {
-        let db = self.0.get()?;
-        let parent = parent.map(family::batch::<Batch<H>>).transpose()?;
+        metadata: Record,
+    ) -> Result<(State, Arc<Batch<H>>), Error> {
         let mut batch = match &parent {
             Some(parent) => parent.new_batch::<H>(),
-            None => db.new_batch(),
+            None => self.0.new_batch(),
         };
         for change in changes {
-            batch = match change {
-                Change::Put { key, value } => batch.write(
-                    H::hash(&[key]),
-                    Some(Record::Entry {
-                        key: Bytes::copy_from_slice(key),
-                        value: Bytes::copy_from_slice(value),
-                    }),
-                ),
-                Change::Delete { key } => batch.write(H::hash(&[key]), None),
-                Change::Append { .. } => {
-                    return Err(Error::Unsupported("family 'any' has no append"));
-                }
-            };
+            let (key, record) = family::upsert::<H>(change)?;
+            batch = batch.write(key, record);
         }
-        let batch = batch.merkleize(db, Some(Record::Commit(metadata)), &mut Proportional).await?;
-        let root = to_plain::<H>(&batch.root());
-        let state = State {
-            size: *batch.bounds().tip.size,
-            floor: *batch.bounds().inactivity_floor,
-            root,
-            operations_root: root,
-        };
-        Ok(Prepared { state, batch })
+        let batch = batch.merkleize(&self.0, Some(metadata), &mut Proportional).await?;
+        Ok((family::tip::<H>(batch.bounds()), batch))
     }
 
-    async fn apply(&mut self, prepared: Prepared) -> Result<(), Error> {
-        let batch = family::batch::<Batch<H>>(&prepared)?;
-        self.0.get()?.validate_batch(&batch)?;
-        self.0.mutate(|db| async { Ok::<_, Error>((db.apply_batch(batch).await?, ())) }).await
-    }
-
-    async fn start_sync(&mut self) -> Result<Handle<()>, Error> {
-        self.0.mutate(|db| db.start_sync()).await
-    }
-
-    async fn sync(&mut self) -> Result<(), Error> {
-        self.0.mutate(|db| async { Ok::<_, Error>((db.sync().await?, ())) }).await
-    }
-
-    async fn prune(&mut self, location: u64) -> Result<(), Error> {
-        let location = Location::new(location);
-        self.0.mutate(|db| async move { Ok::<_, Error>((db.prune(location).await?, ())) }).await
-    }
-
-    async fn serve(&self, fetch: Fetch, bytes_max: usize) -> Result<Served, Error> {
-        self.0.serve(fetch, bytes_max).await
-    }
-
-    async fn prove_key(&self, _: &[u8]) -> Result<KeyProof, Error> {
-        Err(Error::Unsupported("family 'any' cannot prove which value of a key is the present one"))
-    }
-
-    async fn operations(
-        &self,
-        size: u64,
-        start: u64,
-        max: NonZeroU64,
-    ) -> Result<Vec<Operation>, Error> {
-        family::operations(self.0.get()?, size, start, max, plain_operation::<H>).await
+    fn plain(operation: Op<H>) -> Result<Operation, Error> {
+        plain::<H>(operation)
     }
 }

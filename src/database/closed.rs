@@ -1,12 +1,12 @@
 //! Stands in for a database whose storage was given back.
 
 use super::{
-    Database, Error, Fetch, KeyProof, Operation, Prepared, Served, State, record::CommitMetadata,
-    types::Change,
+    Database, Entries, Error, Fetch, KeyProof, Operation, Prepared, Served, State,
+    record::CommitMetadata, types::Change,
 };
 use bytes::Bytes;
 use commonware_runtime::Handle;
-use std::num::NonZeroU64;
+use std::num::{NonZeroU64, NonZeroUsize};
 
 /// A database that answers nothing.
 pub struct Closed;
@@ -58,11 +58,23 @@ impl Database for Closed {
         Err(Error::Poisoned)
     }
 
+    async fn operations(&self, _: u64, _: u64, _: NonZeroU64) -> Result<Vec<Operation>, Error> {
+        Err(Error::Poisoned)
+    }
+
+    async fn entry(&self, _: u64) -> Result<Option<Bytes>, Error> {
+        Err(Error::Poisoned)
+    }
+
+    async fn entries(&self, _: u64, _: NonZeroUsize, _: usize) -> Result<Entries, Error> {
+        Err(Error::Poisoned)
+    }
+
     async fn prove_key(&self, _: &[u8]) -> Result<KeyProof, Error> {
         Err(Error::Poisoned)
     }
 
-    async fn operations(&self, _: u64, _: u64, _: NonZeroU64) -> Result<Vec<Operation>, Error> {
+    async fn prove_operation(&self, _: u64, _: u64) -> Result<Bytes, Error> {
         Err(Error::Poisoned)
     }
 }

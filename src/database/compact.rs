@@ -1,278 +1,165 @@
-//! Mode `compact`: of `immutable` and `keyless`, only what the next commit builds on.
+//! Mode `compact`: only the authenticated frontier of `immutable` and `keyless`.
 //!
-//! A compact database knows its root and executes commits as a full one does, so it follows and
-//! verifies all the same, in memory and disk that do not grow with the history. It holds no
-//! values: reads, exports, proofs and checks for conflicts are refused by name. One frontier is
-//! kept for each of the last commits, so that it can be opened at, and serve, any of them.
+//! A compact database executes commits and has the roots of a full one, bit for bit, but keeps no
+//! operation except the last commit of each state that it has not pruned. So it answers no reads,
+//! sees no conflicts (whoever accepts writes of `immutable` needs a full database), and serves
+//! nothing but those commits with their boundaries: enough for a replica that is compact too,
+//! never for a full one. What it cannot do is refused as [`Error::Unsupported`], what it does not
+//! hold as [`Error::Pruned`].
+//!
+//! Each applied commit adds about a kilobyte, which [pruning](super::Database::prune) removes.
 
 use super::{
-    Database, Error, Fetch, Fetcher, Kind, OpenAt, Operation, Prepared, Served, State, StateSync,
-    SyncError, family,
-    family::Slot,
-    hash::to_plain,
-    record::{CommitMetadata, Record},
-    storage::{self, Location, Merkle, Strategy},
-    types::{Change, Family, HashKind},
+    Error, Fetcher, OpenAt, Operation, State, StateSync, SyncError, family, immutable, keyless,
+    record::Record,
+    storage::{self, Location, Merkle, STRATEGY, Strategy},
+    store::{Store, forward_to_library},
+    types::{Change, Family},
 };
-use crate::{database::KeyProof, runtime::Runtime};
-use bytes::Bytes;
-use commonware_cryptography::{Blake3, Hasher, Sha256};
+use crate::runtime::Runtime;
+use commonware_cryptography::Hasher;
 use commonware_runtime::Handle;
-use commonware_storage::qmdb::{
-    any::value::VariableEncoding,
-    immutable::{self, variable as immutable_variable},
-    keyless::{self, variable as keyless_variable},
-};
-use std::{num::NonZeroU64, sync::Arc};
+use commonware_storage::qmdb::{self, any::value::VariableEncoding, keyless::CompactConfig};
+use std::sync::Arc;
 
-/// What it cannot do.
-const NO_VALUES: Error = Error::Unsupported("a compact database holds no values");
-const NOT_COMPACT: Error = Error::Unsupported("mode 'compact' is of 'immutable' and 'keyless'");
-/// Nothing is ever declared inactive, as in the full databases.
-const FLOOR: Location = Location::new(0);
+type ImmutableDb<E, H> =
+    qmdb::immutable::variable::CompactDb<Merkle, E, <H as Hasher>::Digest, Record, H, Strategy>;
+type ImmutableBatch<H> = qmdb::immutable::CompactMerkleizedBatch<
+    Merkle,
+    <H as Hasher>::Digest,
+    <H as Hasher>::Digest,
+    VariableEncoding<Record>,
+    Strategy,
+>;
+type KeylessDb<E, H> = qmdb::keyless::variable::CompactDb<Merkle, E, Record, H, Strategy>;
+type KeylessBatch<H> = qmdb::keyless::CompactMerkleizedBatch<
+    Merkle,
+    <H as Hasher>::Digest,
+    VariableEncoding<Record>,
+    Strategy,
+>;
 
-type Keyless<E, H> = keyless_variable::CompactDb<Merkle, E, Record, H, Strategy>;
-type Immutable<E, H> =
-    immutable_variable::CompactDb<Merkle, E, <H as Hasher>::Digest, Record, H, Strategy>;
+/// A compact database of family `immutable`.
+pub(super) struct Immutable<E: Runtime, H: Hasher>(ImmutableDb<E, H>);
 
-pub(super) async fn open<E: Runtime>(
-    context: E,
-    kind: Kind,
-    generation: u64,
-    at: OpenAt,
-) -> Result<Box<dyn Database>, Error> {
-    let max = match at {
-        OpenAt::Latest => None,
-        OpenAt::AtMost(size) => Some(Location::new(size)),
-    };
-    match (kind.family, kind.hash) {
-        (Family::Keyless, HashKind::Sha256) => {
-            open_keyless::<E, Sha256>(context, generation, max).await
-        }
-        (Family::Keyless, HashKind::Blake3) => {
-            open_keyless::<E, Blake3>(context, generation, max).await
-        }
-        (Family::Immutable, HashKind::Sha256) => {
-            open_immutable::<E, Sha256>(context, generation, max).await
-        }
-        (Family::Immutable, HashKind::Blake3) => {
-            open_immutable::<E, Blake3>(context, generation, max).await
-        }
-        (Family::Any | Family::Current, _) => Err(NOT_COMPACT),
+/// A compact database of family `keyless`.
+pub(super) struct Keyless<E: Runtime, H: Hasher>(KeylessDb<E, H>);
+
+/// Where and how a compact database of `generation` is kept.
+fn config<C: Default>(family: Family, generation: u64) -> CompactConfig<C, Strategy> {
+    CompactConfig {
+        strategy: STRATEGY,
+        witness: storage::witnesses(family, generation),
+        commit_codec_config: C::default(),
     }
 }
 
-async fn open_keyless<E: Runtime, H: Hasher>(
-    context: E,
-    generation: u64,
-    max: Option<Location>,
-) -> Result<Box<dyn Database>, Error> {
-    let config = storage::compact_config(Family::Keyless, generation, ());
-    let db = Keyless::<E, H>::init(context, config, max).await?;
-    Ok(Box::new(CompactKeyless(Slot::new(db))))
+/// The target of a compact state sync: the last commit and what stands for all before it.
+fn frontier(target: &StateSync) -> StateSync {
+    // A target of size 0 stays the empty range that is refused.
+    StateSync { floor: target.size.saturating_sub(1), ..target.clone() }
 }
 
-async fn open_immutable<E: Runtime, H: Hasher>(
-    context: E,
-    generation: u64,
-    max: Option<Location>,
-) -> Result<Box<dyn Database>, Error> {
-    let config = storage::compact_config(Family::Immutable, generation, ((), ()));
-    let db = Immutable::<E, H>::init(context, config, max).await?;
-    Ok(Box::new(CompactImmutable(Slot::new(db))))
-}
-
-pub(super) async fn state_sync<E: Runtime>(
-    context: E,
-    kind: Kind,
-    generation: u64,
-    target: StateSync,
-    fetcher: Arc<dyn Fetcher>,
-) -> Result<Box<dyn Database>, SyncError> {
-    match (kind.family, kind.hash) {
-        (Family::Keyless, HashKind::Sha256) => {
-            sync_keyless::<E, Sha256>(context, generation, target, fetcher).await
-        }
-        (Family::Keyless, HashKind::Blake3) => {
-            sync_keyless::<E, Blake3>(context, generation, target, fetcher).await
-        }
-        (Family::Immutable, HashKind::Sha256) => {
-            sync_immutable::<E, Sha256>(context, generation, target, fetcher).await
-        }
-        (Family::Immutable, HashKind::Blake3) => {
-            sync_immutable::<E, Blake3>(context, generation, target, fetcher).await
-        }
-        (Family::Any | Family::Current, _) => Err(NOT_COMPACT.into()),
-    }
-}
-
-async fn sync_keyless<E: Runtime, H: Hasher>(
-    context: E,
-    generation: u64,
-    target: StateSync,
-    fetcher: Arc<dyn Fetcher>,
-) -> Result<Box<dyn Database>, SyncError> {
-    let config = storage::compact_config(Family::Keyless, generation, ());
-    let db: Keyless<E, H> = family::sync::<_, E, H>(context, config, &target, fetcher).await?;
-    let mut database = CompactKeyless(Slot::new(db));
-    // What was imported is in memory only until then.
-    database.sync().await?;
-    Ok(Box::new(database))
-}
-
-async fn sync_immutable<E: Runtime, H: Hasher>(
-    context: E,
-    generation: u64,
-    target: StateSync,
-    fetcher: Arc<dyn Fetcher>,
-) -> Result<Box<dyn Database>, SyncError> {
-    let config = storage::compact_config(Family::Immutable, generation, ((), ()));
-    let db: Immutable<E, H> = family::sync::<_, E, H>(context, config, &target, fetcher).await?;
-    let mut database = CompactImmutable(Slot::new(db));
-    database.sync().await?;
-    Ok(Box::new(database))
-}
-
-fn metadata_of(record: Option<Record>) -> Result<Option<CommitMetadata>, Error> {
-    match record {
-        Some(Record::Commit(metadata)) => Ok(Some(metadata)),
-        Some(Record::Entry { .. }) => Err(Error::Corrupt("an entry as metadata".into())),
-        None => Ok(None),
-    }
-}
-
-/// One of the two databases behind the trait: they differ in the batch that is made of changes.
-macro_rules! compact {
-    ($name:ident, $db:ident, $batch:ty, |$changes:ident, $batch_of:ident| $fill:expr) => {
-        struct $name<E: Runtime, H: Hasher>(Slot<$db<E, H>>);
-
-        #[async_trait::async_trait]
-        impl<E: Runtime, H: Hasher> Database for $name<E, H> {
-            fn state(&self) -> Result<State, Error> {
-                let db = self.0.get()?;
-                let (root, floor) = (to_plain::<H>(&db.root()), *db.inactivity_floor_loc());
-                Ok(State { size: *db.size(), floor, root, operations_root: root })
+/// Implements [`Store`] for a compact database; the library gives each family types of its own,
+/// whose methods have the same names.
+macro_rules! compact_store {
+    (
+        $store:ident, $db:ident, $batch:ident, $family:expr, $operation:ty, $plain:expr,
+        $floor:expr, |$pending:ident, $change:ident| $add:expr
+    ) => {
+        impl<E: Runtime, H: Hasher> $store<E, H> {
+            pub(super) async fn open(
+                context: E,
+                generation: u64,
+                at: OpenAt,
+            ) -> Result<Self, Error> {
+                let config = config($family, generation);
+                Ok(Self($db::init(context, config, at.max_size()).await?))
             }
 
-            fn retained_from(&self) -> Result<u64, Error> {
-                Ok(*self.0.get()?.size())
+            pub(super) async fn sync(
+                context: E,
+                generation: u64,
+                target: &StateSync,
+                fetcher: Arc<dyn Fetcher>,
+            ) -> Result<Self, SyncError> {
+                let config = config($family, generation);
+                Ok(Self(family::sync(context, config, &frontier(target), fetcher).await?))
+            }
+        }
+
+        impl<E: Runtime, H: Hasher> Store for $store<E, H> {
+            type Hasher = H;
+            type Source = $db<E, H>;
+            type Batch = $batch<H>;
+
+            forward_to_library!();
+
+            fn state(&self) -> State {
+                family::state::<H>(self.0.size(), self.0.inactivity_floor_loc(), &self.0.root())
             }
 
-            async fn get(&self, _: &[u8]) -> Result<Option<Bytes>, Error> {
-                Err(NO_VALUES)
+            fn retained_from(&self) -> Option<u64> {
+                None
             }
 
-            async fn metadata(&self) -> Result<Option<CommitMetadata>, Error> {
-                metadata_of(self.0.get()?.get_metadata())
+            /// What is dropped are states, and the newest always stays.
+            fn prunable_to(&self) -> u64 {
+                *self.0.size()
             }
 
-            async fn prepare(
+            async fn last_commit(&self) -> Result<Option<Record>, Error> {
+                Ok(self.0.get_metadata())
+            }
+
+            async fn record(&self, _: &H::Digest) -> Result<Option<Record>, Error> {
+                Err(Error::Unsupported("a compact database keeps no values"))
+            }
+
+            async fn batch(
                 &self,
-                parent: Option<&Prepared>,
-                $changes: &[Change],
-                metadata: CommitMetadata,
-            ) -> Result<Prepared, Error> {
-                let db = self.0.get()?;
-                let parent = parent.map(family::batch::<$batch>).transpose()?;
-                let $batch_of = match &parent {
+                parent: Option<Arc<$batch<H>>>,
+                changes: &[Change],
+                metadata: Record,
+            ) -> Result<(State, Arc<$batch<H>>), Error> {
+                let mut $pending = match &parent {
                     Some(parent) => parent.new_batch::<H>(),
-                    None => db.new_batch(),
+                    None => self.0.new_batch(),
                 };
-                let batch = $fill;
-                let batch = batch.merkleize(db, Some(Record::Commit(metadata)), FLOOR).await?;
-                let root = to_plain::<H>(&batch.root());
-                let state = State {
-                    size: *batch.bounds().tip.size,
-                    floor: *batch.bounds().inactivity_floor,
-                    root,
-                    operations_root: root,
-                };
-                Ok(Prepared { state, batch })
-            }
-
-            async fn apply(&mut self, prepared: Prepared) -> Result<(), Error> {
-                let batch = family::batch::<$batch>(&prepared)?;
-                self.0.get()?.validate_batch(&batch)?;
-                self.0
-                    .mutate(|db| async { Ok::<_, Error>((db.apply_batch(batch).await?, ())) })
-                    .await
-            }
-
-            async fn start_sync(&mut self) -> Result<Handle<()>, Error> {
-                self.0.mutate(|db| db.start_sync()).await
-            }
-
-            async fn sync(&mut self) -> Result<(), Error> {
-                self.0.mutate(|db| async { Ok::<_, Error>((db.sync().await?, ())) }).await
-            }
-
-            async fn prune(&mut self, location: u64) -> Result<(), Error> {
-                let location = Location::new(location);
-                self.0
-                    .mutate(|db| async move { Ok::<_, Error>((db.prune(location).await?, ())) })
-                    .await
-            }
-
-            async fn serve(&self, fetch: Fetch, bytes_max: usize) -> Result<Served, Error> {
-                match fetch {
-                    Fetch::Boundary { .. } => self.0.serve(fetch, bytes_max).await,
-                    Fetch::Operations { .. } => Err(NO_VALUES),
+                for $change in changes {
+                    $pending = $add;
                 }
+                let batch = $pending.merkleize(&self.0, Some(metadata), $floor).await?;
+                Ok((family::tip::<H>(batch.bounds()), batch))
             }
 
-            async fn prove_key(&self, _: &[u8]) -> Result<KeyProof, Error> {
-                Err(NO_VALUES)
-            }
-
-            async fn operations(
-                &self,
-                _: u64,
-                _: u64,
-                _: NonZeroU64,
-            ) -> Result<Vec<Operation>, Error> {
-                Err(NO_VALUES)
+            fn plain(operation: $operation) -> Result<Operation, Error> {
+                $plain(operation)
             }
         }
     };
 }
 
-compact!(CompactKeyless, Keyless, KeylessBatch<H>, |changes, batch| {
-    let mut batch = batch;
-    for change in changes {
-        let Change::Append { value } = change else {
-            return Err(Error::Unsupported("family 'keyless' has no keys"));
-        };
-        let value = Bytes::copy_from_slice(value);
-        batch = batch.append(Record::Entry { key: Bytes::new(), value });
+compact_store!(
+    Immutable,
+    ImmutableDb,
+    ImmutableBatch,
+    Family::Immutable,
+    immutable::Op<H>,
+    immutable::plain::<H>,
+    immutable::FLOOR,
+    |pending, change| {
+        let (key, record) = immutable::addition::<H>(change)?;
+        pending.set(key, record)
     }
-    batch
-});
-
-compact!(CompactImmutable, Immutable, ImmutableBatch<H>, |changes, batch| {
-    let mut batch = batch;
-    for change in changes {
-        let Change::Put { key, value } = change else {
-            return Err(Error::Unsupported("family 'immutable' takes puts only"));
-        };
-        let record = Record::Entry {
-            key: Bytes::copy_from_slice(key),
-            value: Bytes::copy_from_slice(value),
-        };
-        batch = batch.set(H::hash(&[key]), record);
-    }
-    batch
-});
-
-type KeylessBatch<H> = keyless::CompactMerkleizedBatch<
-    Merkle,
-    <H as Hasher>::Digest,
-    VariableEncoding<Record>,
-    Strategy,
->;
-type ImmutableBatch<H> = immutable::CompactMerkleizedBatch<
-    Merkle,
-    <H as Hasher>::Digest,
-    <H as Hasher>::Digest,
-    VariableEncoding<Record>,
-    Strategy,
->;
+);
+compact_store!(
+    Keyless,
+    KeylessDb,
+    KeylessBatch,
+    Family::Keyless,
+    keyless::Op,
+    keyless::plain,
+    keyless::FLOOR,
+    |pending, change| pending.append(keyless::addition(change)?)
+);

@@ -10,10 +10,16 @@ use super::{
 };
 use crate::api::{Entry, Name};
 use commonware_utils::sync::AsyncRwLock;
-use std::{collections::HashSet, num::NonZeroU64, sync::Arc};
+use std::{
+    collections::HashSet,
+    num::{NonZeroU64, NonZeroUsize},
+    sync::Arc,
+};
 
 /// Operations read at a time.
 pub const PAGE_OPERATIONS: u64 = 512;
+/// Bytes of values after which a page of a log ends.
+const PAGE_BYTES: usize = 4 * 1024 * 1024;
 
 /// An export of the state of one size. Remembers 16 bytes for each key it has seen.
 pub struct Exporter {
@@ -58,13 +64,16 @@ impl Exporter {
     }
 
     async fn next_of_log(&mut self) -> Result<Option<Vec<Entry>>, Error> {
-        let start = self.position;
-        if start >= self.size {
+        if self.position >= self.size {
             return Ok(None);
         }
-        self.position = (start + PAGE_OPERATIONS).min(self.size);
-        let operations = self.read(start, self.position).await?;
-        Ok(Some(entries_of(start, operations)))
+        let count = NonZeroUsize::new(PAGE_OPERATIONS as usize).unwrap_or(NonZeroUsize::MIN);
+        let page = self.database.read().await.entries(self.position, count, PAGE_BYTES).await?;
+        self.position = page.next;
+        let held = page.entries.into_iter().filter(|entry| entry.location < self.size);
+        let named =
+            held.map(|entry| Entry { name: Name::Location(entry.location), value: entry.value });
+        Ok(Some(named.collect()))
     }
 
     /// The operations from `start` to `end`.
@@ -89,20 +98,9 @@ impl Exporter {
                 self.seen.insert(short(hash));
                 None
             }
-            Operation::Append { .. } | Operation::Commit => None,
+            Operation::Append { .. } | Operation::Commit(_) => None,
         }
     }
-}
-
-/// The values among `operations`, of which the first stands at `start`.
-pub fn entries_of(start: u64, operations: Vec<Operation>) -> Vec<Entry> {
-    let located = (start..).zip(operations);
-    located
-        .filter_map(|(location, operation)| match operation {
-            Operation::Append { value } => Some(Entry { name: Name::Location(location), value }),
-            _ => None,
-        })
-        .collect()
 }
 
 /// Half of a key's hash: enough to tell keys apart, half the memory.

@@ -1,11 +1,12 @@
 //! What every family does the same way.
 
 use super::{
-    Error, Fetch, Fetcher, Operation, Prepared, Served, StateSync, SyncError,
+    Error, Fetch, Fetcher, Operation, Prepared, Served, State, StateSync, SyncError,
     hash::{from_plain, to_plain},
+    record::{CommitMetadata, Record},
     source::{Adapter, response_config, to_request, to_sync_error, to_target},
     storage::{Location, Merkle},
-    types::{Digest, Root},
+    types::{Change, Digest, Root},
 };
 use crate::runtime::Runtime;
 use bytes::Bytes;
@@ -15,6 +16,7 @@ use commonware_storage::{
     merkle,
     qmdb::{
         self,
+        chain::Bounds,
         sync::{
             self,
             source::{Response, Source},
@@ -25,27 +27,16 @@ use commonware_utils::sync::Mutex;
 use std::{collections::HashMap, future::Future, num::NonZeroU64, sync::Arc};
 
 /// The library's handle, which a mutation takes and only a successful one gives back.
-pub(super) struct Slot<D> {
-    database: Option<D>,
-    sizes: Sizes,
-}
+pub(super) struct Slot<D>(Option<D>);
 
 impl<D> Slot<D> {
-    pub(super) fn new(database: D) -> Self {
-        Self { database: Some(database), sizes: Sizes::default() }
+    pub(super) const fn new(database: D) -> Self {
+        Self(Some(database))
     }
 
     /// The handle, for reading.
     pub(super) fn get(&self) -> Result<&D, Error> {
-        self.database.as_ref().ok_or(Error::Poisoned)
-    }
-
-    /// Answers `fetch` in at most about `bytes_max` bytes.
-    pub(super) async fn serve(&self, fetch: Fetch, bytes_max: usize) -> Result<Served, Error>
-    where
-        D: Source<Family = Merkle, Error = qmdb::Error<Merkle>, Op: Encode>,
-    {
-        serve(self.get()?, &self.sizes, fetch, bytes_max).await
+        self.0.as_ref().ok_or(Error::Poisoned)
     }
 
     /// Runs a mutation. If it fails, or its future is dropped, the slot stays empty.
@@ -57,9 +48,9 @@ impl<D> Slot<D> {
         F: Future<Output = Result<(D, T), X>>,
         Error: From<X>,
     {
-        let database = self.database.take().ok_or(Error::Poisoned)?;
+        let database = self.0.take().ok_or(Error::Poisoned)?;
         let (database, output) = mutation(database).await?;
-        self.database = Some(database);
+        self.0 = Some(database);
         Ok(output)
     }
 }
@@ -71,10 +62,10 @@ const BLOCK_OPERATIONS: u64 = 128;
 /// What blocks of operations take when they are encoded: the log does not tell, and operations
 /// have very different sizes. Operations never change, so a block is measured once.
 #[derive(Default)]
-struct Sizes(Mutex<HashMap<u64, usize>>);
+pub(super) struct Sizes(Mutex<HashMap<u64, usize>>);
 
 /// Answers `fetch` from `source` in at most about `bytes_max` bytes, without reading many more.
-async fn serve<S>(
+pub(super) async fn serve<S>(
     source: &S,
     sizes: &Sizes,
     fetch: Fetch,
@@ -193,44 +184,6 @@ where
     Ok(plain_nodes::<H>(&pinned_nodes))
 }
 
-/// Verifies the answer to a request for one operation and returns it.
-pub(super) fn verify_operation<H, Op>(
-    operations_root: Root,
-    size: u64,
-    location: u64,
-    body: Bytes,
-) -> Result<Op, String>
-where
-    H: Hasher,
-    Op: Read<Cfg: Default> + Encode,
-{
-    if location >= size {
-        return Err(format!("there is no operation {location} in a state of {size}"));
-    }
-    let fetch = Fetch::Operations { size, start: location, max: NonZeroU64::MIN };
-    let response = Response::<Merkle, Op, H::Digest>::decode_cfg(body, &response_config(&fetch))
-        .map_err(|error| format!("the proof cannot be decoded: {error}"))?;
-    let Response::Operations { proof, operations } = response else {
-        return Err("the proof is one of a boundary".into());
-    };
-    let [operation]: [Op; 1] = operations
-        .try_into()
-        .map_err(|operations: Vec<Op>| format!("it proves {} operations", operations.len()))?;
-    let root = from_plain::<H>(operations_root);
-    let start = Location::new(location);
-    let proved = proof.leaves == Location::new(size)
-        && qmdb::verify_proof::<H, Merkle, _>(
-            &proof,
-            start,
-            std::slice::from_ref(&operation),
-            &root,
-        );
-    if !proved {
-        return Err("the proof does not lead to the signed root".into());
-    }
-    Ok(operation)
-}
-
 /// The roots over `nodes`, which stand for the first `size` operations, for every number of them
 /// that may lie below the floor.
 pub(super) fn roots<H: Hasher>(size: u64, nodes: &[Digest]) -> Vec<Root> {
@@ -257,14 +210,14 @@ pub(super) async fn operations<S>(
     size: u64,
     start: u64,
     max: NonZeroU64,
-    plain: impl Fn(S::Op) -> Operation,
+    plain: impl Fn(S::Op) -> Result<Operation, Error>,
 ) -> Result<Vec<Operation>, Error>
 where
     S: Source<Family = Merkle, Error = qmdb::Error<Merkle>>,
 {
     let (response, _) = source.serve(to_request(Fetch::Operations { size, start, max })).await?;
     match response {
-        Response::Operations { operations, .. } => Ok(operations.into_iter().map(plain).collect()),
+        Response::Operations { operations, .. } => operations.into_iter().map(plain).collect(),
         Response::Boundary { .. } => {
             Err(Error::Corrupt("a boundary where operations were asked".into()))
         }
@@ -274,6 +227,65 @@ where
 impl<F: merkle::Family> From<merkle::Error<F>> for Error {
     fn from(error: merkle::Error<F>) -> Self {
         qmdb::Error::from(error).into()
+    }
+}
+
+/// The state after a batch of a family that has one root.
+pub(super) fn tip<H: Hasher>(bounds: &Bounds<Merkle, H::Digest>) -> State {
+    let root = to_plain::<H>(&bounds.tip.root);
+    State { size: *bounds.tip.size, floor: *bounds.inactivity_floor, root, operations_root: root }
+}
+
+/// The state of a database that has one root.
+pub(super) fn state<H: Hasher>(size: Location, floor: Location, root: &H::Digest) -> State {
+    let root = to_plain::<H>(root);
+    State { size: *size, floor: *floor, root, operations_root: root }
+}
+
+/// The record of a user's key and value.
+pub(super) fn entry(key: &[u8], value: &[u8]) -> Record {
+    Record::Entry { key: Bytes::copy_from_slice(key), value: Bytes::copy_from_slice(value) }
+}
+
+/// What a change writes in a family whose keys are set, overwritten and deleted.
+pub(super) fn upsert<H: Hasher>(change: &Change) -> Result<(H::Digest, Option<Record>), Error> {
+    match change {
+        Change::Put { key, value } => Ok((H::hash(&[key]), Some(entry(key, value)))),
+        Change::Delete { key } => Ok((H::hash(&[key]), None)),
+        Change::Append { .. } => Err(Error::Unsupported("a family of keys has no append")),
+    }
+}
+
+/// The user's value in a record under a key.
+pub(super) fn value(record: Option<Record>) -> Result<Option<Bytes>, Error> {
+    match record {
+        Some(Record::Entry { value, .. }) => Ok(Some(value)),
+        Some(_) => Err(Error::Corrupt("no entry under a key".into())),
+        None => Ok(None),
+    }
+}
+
+/// What an operation says that stores `record` under `hash`.
+pub(super) fn put<H: Hasher>(hash: &H::Digest, record: Record) -> Result<Operation, Error> {
+    match record {
+        Record::Entry { key, value } => {
+            Ok(Operation::Put { hash: to_plain::<H>(hash), key, value })
+        }
+        _ => Err(Error::Corrupt("no entry under a key".into())),
+    }
+}
+
+/// What a commit operation says.
+pub(super) fn commit(record: Option<Record>) -> Result<Operation, Error> {
+    Ok(Operation::Commit(metadata(record)?))
+}
+
+/// What a commit says of itself.
+pub(super) fn metadata(record: Option<Record>) -> Result<Option<CommitMetadata>, Error> {
+    match record {
+        Some(Record::Commit(metadata)) => Ok(Some(metadata)),
+        Some(_) => Err(Error::Corrupt("no metadata in a commit".into())),
+        None => Ok(None),
     }
 }
 

@@ -1,15 +1,17 @@
-//! Family `keyless`: a log of values that only grows. An entry's name is its location.
+//! Family `keyless`: an append-only log of values of variable size, read by location.
 //!
-//! The floor stays at 0: an entry never becomes inactive, and a new replica holds all of them.
+//! The floor stays at 0. A location is all that names an entry, so an entry below the floor would
+//! be one that a new replica never gets and that nobody can prove to it: a log whose beginning
+//! is gone. Nothing here becomes inactive by itself, as it does where a key is overwritten, so
+//! there is nothing else that a floor could be derived from; and at 0 the log's proofs have no
+//! inactive peaks to agree about. The price is that entries are never pruned.
 
 use super::{
-    Database, Error, Fetch, Fetcher, KeyProof, OpenAt, Operation, Prepared, Served, State,
-    StateSync, SyncError, family,
-    family::Slot,
-    hash::to_plain,
-    record::{CommitMetadata, Record},
+    Entries, Entry, Error, Fetcher, OpenAt, Operation, State, StateSync, SyncError, family,
+    record::Record,
     storage::{self, Location, Merkle, Strategy},
-    types::{Change, Digest, Family, Root},
+    store::{Store, forward_to_full_library, forward_to_library},
+    types::{Change, Family},
 };
 use crate::runtime::Runtime;
 use bytes::Bytes;
@@ -19,171 +21,143 @@ use commonware_storage::qmdb::{
     any::value::VariableEncoding,
     keyless::{batch::MerkleizedBatch, variable as keyless},
 };
-use std::{num::NonZeroU64, sync::Arc};
+use std::{num::NonZeroUsize, sync::Arc};
 
-/// Nothing is ever declared inactive.
-const FLOOR: Location = Location::new(0);
+/// Every entry stays active.
+pub(super) const FLOOR: Location = Location::new(0);
+/// Operations read at a time: what one read may take of memory beyond what is returned.
+const READ_OPERATIONS: u64 = 64;
+/// Operations looked at for one page, so that a run of empty commits ends.
+const SCAN_OPERATIONS_MAX: u64 = 4096;
 
 type Db<E, H> = keyless::Db<Merkle, E, Record, H, Strategy>;
-type Op = keyless::Operation<Merkle, Record>;
+pub(super) type Op = keyless::Operation<Merkle, Record>;
 type Batch<H> = MerkleizedBatch<Merkle, <H as Hasher>::Digest, VariableEncoding<Record>, Strategy>;
 
 /// An open database of family `keyless`.
-struct Keyless<E: Runtime, H: Hasher>(Slot<Db<E, H>>);
+pub(super) struct Keyless<E: Runtime, H: Hasher>(Db<E, H>);
 
+/// Where and how a database of `generation` is kept.
 fn config(generation: u64) -> keyless::Config<(), Strategy> {
-    let (merkle, log) = storage::configs(Family::Keyless, generation, ());
+    let (merkle, log) = storage::configs(Family::Keyless, generation);
     keyless::Config { merkle, log }
 }
 
-pub(super) async fn open<E: Runtime, H: Hasher>(
-    context: E,
-    generation: u64,
-    at: OpenAt,
-) -> Result<Box<dyn Database>, Error> {
-    let max = match at {
-        OpenAt::Latest => None,
-        OpenAt::AtMost(size) => Some(Location::new(size)),
-    };
-    let db = Db::<E, H>::init(context, config(generation), max).await?;
-    Ok(Box::new(Keyless(Slot::new(db))))
+impl<E: Runtime, H: Hasher> Keyless<E, H> {
+    pub(super) async fn open(context: E, generation: u64, at: OpenAt) -> Result<Self, Error> {
+        Ok(Self(Db::init(context, config(generation), at.max_size()).await?))
+    }
+
+    pub(super) async fn sync(
+        context: E,
+        generation: u64,
+        target: &StateSync,
+        fetcher: Arc<dyn Fetcher>,
+    ) -> Result<Self, SyncError> {
+        Ok(Self(family::sync(context, config(generation), target, fetcher).await?))
+    }
 }
 
-pub(super) async fn sync<E: Runtime, H: Hasher>(
-    context: E,
-    generation: u64,
-    target: StateSync,
-    fetcher: Arc<dyn Fetcher>,
-) -> Result<Box<dyn Database>, SyncError> {
-    let db: Db<E, H> =
-        family::sync::<_, E, H>(context, config(generation), &target, fetcher).await?;
-    Ok(Box::new(Keyless(Slot::new(db))))
+/// The record that a change appends.
+pub(super) fn addition(change: &Change) -> Result<Record, Error> {
+    match change {
+        Change::Append { value } => Ok(Record::Value(Bytes::copy_from_slice(value))),
+        Change::Put { .. } | Change::Delete { .. } => {
+            Err(Error::Unsupported("family 'keyless' has no keys"))
+        }
+    }
 }
 
-pub(super) fn verify_boundary<H: Hasher>(
-    operations_root: Root,
-    size: u64,
-    start: u64,
-    body: Bytes,
-) -> Result<Vec<Digest>, String> {
-    family::verify_boundary::<H, Op>(operations_root, size, start, body)
-}
-
-pub(super) fn verify_operation<H: Hasher>(
-    operations_root: Root,
-    size: u64,
-    location: u64,
-    body: Bytes,
-) -> Result<Operation, String> {
-    let found = family::verify_operation::<H, Op>(operations_root, size, location, body)?;
-    Ok(plain_operation(found))
-}
-
-fn plain_operation(operation: Op) -> Operation {
+/// What an operation of the library says.
+pub(super) fn plain(operation: Op) -> Result<Operation, Error> {
     use commonware_storage::qmdb::keyless::Operation as Keyless;
     match operation {
-        Keyless::Append(Record::Entry { value, .. }) => Operation::Append { value },
-        // No writer appends metadata as a value.
-        Keyless::Append(Record::Commit(_)) | Keyless::Commit(..) => Operation::Commit,
+        Keyless::Append(Record::Value(value)) => Ok(Operation::Append { value }),
+        Keyless::Append(_) => Err(Error::Corrupt("no value in an entry".into())),
+        Keyless::Commit(record, _) => family::commit(record),
     }
 }
 
-#[async_trait::async_trait]
-impl<E: Runtime, H: Hasher> Database for Keyless<E, H> {
-    fn state(&self) -> Result<State, Error> {
-        let db = self.0.get()?;
-        let root = to_plain::<H>(&db.root());
-        Ok(State {
-            size: *db.bounds().end,
-            floor: *db.sync_boundary(),
-            root,
-            operations_root: root,
-        })
+/// The value at a location, which the library gives with commits and entries alike; `None` where
+/// a commit stands.
+fn value(record: Option<Record>) -> Result<Option<Bytes>, Error> {
+    match record {
+        Some(Record::Value(value)) => Ok(Some(value)),
+        Some(Record::Commit(_)) | None => Ok(None),
+        Some(Record::Entry { .. }) => Err(Error::Corrupt("a key in a log of values".into())),
+    }
+}
+
+impl<E: Runtime, H: Hasher> Store for Keyless<E, H> {
+    type Hasher = H;
+    type Source = Db<E, H>;
+    type Batch = Batch<H>;
+
+    forward_to_library!();
+    forward_to_full_library!();
+
+    fn state(&self) -> State {
+        family::state::<H>(self.0.bounds().end, self.0.sync_boundary(), &self.0.root())
     }
 
-    fn retained_from(&self) -> Result<u64, Error> {
-        Ok(*self.0.get()?.bounds().start)
-    }
-
-    async fn get(&self, _: &[u8]) -> Result<Option<Bytes>, Error> {
+    async fn record(&self, _: &H::Digest) -> Result<Option<Record>, Error> {
         Err(Error::Unsupported("family 'keyless' has no keys"))
     }
 
-    async fn metadata(&self) -> Result<Option<CommitMetadata>, Error> {
-        match self.0.get()?.get_metadata().await? {
-            Some(Record::Commit(metadata)) => Ok(Some(metadata)),
-            Some(Record::Entry { .. }) => Err(Error::Corrupt("an entry as metadata".into())),
-            None => Ok(None),
-        }
-    }
-
-    async fn prepare(
+    async fn batch(
         &self,
-        parent: Option<&Prepared>,
+        parent: Option<Arc<Batch<H>>>,
         changes: &[Change],
-        metadata: CommitMetadata,
-    ) -> Result<Prepared, Error> {
-        let db = self.0.get()?;
-        let parent = parent.map(family::batch::<Batch<H>>).transpose()?;
+        metadata: Record,
+    ) -> Result<(State, Arc<Batch<H>>), Error> {
         let mut batch = match &parent {
             Some(parent) => parent.new_batch::<H>(),
-            None => db.new_batch(),
+            None => self.0.new_batch(),
         };
         for change in changes {
-            batch = match change {
-                Change::Append { value } => batch.append(Record::Entry {
-                    key: Bytes::new(),
-                    value: Bytes::copy_from_slice(value),
-                }),
-                Change::Put { .. } | Change::Delete { .. } => {
-                    return Err(Error::Unsupported("family 'keyless' has no keys"));
-                }
-            };
+            batch = batch.append(addition(change)?);
         }
-        let batch = batch.merkleize(db, Some(Record::Commit(metadata)), FLOOR).await?;
-        let root = to_plain::<H>(&batch.root());
-        let state = State {
-            size: *batch.bounds().tip.size,
-            floor: *batch.bounds().inactivity_floor,
-            root,
-            operations_root: root,
-        };
-        Ok(Prepared { state, batch })
+        let batch = batch.merkleize(&self.0, Some(metadata), FLOOR).await?;
+        Ok((family::tip::<H>(batch.bounds()), batch))
     }
 
-    async fn apply(&mut self, prepared: Prepared) -> Result<(), Error> {
-        let batch = family::batch::<Batch<H>>(&prepared)?;
-        self.0.get()?.validate_batch(&batch)?;
-        self.0.mutate(|db| async { Ok::<_, Error>((db.apply_batch(batch).await?, ())) }).await
+    fn plain(operation: Op) -> Result<Operation, Error> {
+        plain(operation)
     }
 
-    async fn start_sync(&mut self) -> Result<Handle<()>, Error> {
-        self.0.mutate(|db| db.start_sync()).await
+    async fn entry(&self, location: u64) -> Result<Option<Bytes>, Error> {
+        value(self.0.get(Location::new(location)).await?)
     }
 
-    async fn sync(&mut self) -> Result<(), Error> {
-        self.0.mutate(|db| async { Ok::<_, Error>((db.sync().await?, ())) }).await
-    }
-
-    async fn prune(&mut self, location: u64) -> Result<(), Error> {
-        let location = Location::new(location);
-        self.0.mutate(|db| async move { Ok::<_, Error>((db.prune(location).await?, ())) }).await
-    }
-
-    async fn serve(&self, fetch: Fetch, bytes_max: usize) -> Result<Served, Error> {
-        self.0.serve(fetch, bytes_max).await
-    }
-
-    async fn prove_key(&self, _: &[u8]) -> Result<KeyProof, Error> {
-        Err(Error::Unsupported("family 'keyless' has no keys"))
-    }
-
-    async fn operations(
+    async fn entries(
         &self,
-        size: u64,
-        start: u64,
-        max: NonZeroU64,
-    ) -> Result<Vec<Operation>, Error> {
-        family::operations(self.0.get()?, size, start, max, plain_operation).await
+        from: u64,
+        count_max: NonZeroUsize,
+        bytes_max: usize,
+    ) -> Result<Entries, Error> {
+        let size = *self.0.bounds().end;
+        if from > size {
+            return Err(Error::OutOfRange(format!("location {from} of {size}")));
+        }
+        let end = size.min(from.saturating_add(SCAN_OPERATIONS_MAX));
+        let mut page = Entries { entries: Vec::new(), next: from };
+        let mut bytes = 0;
+        while page.next < end {
+            let locations: Vec<_> =
+                (page.next..end.min(page.next + READ_OPERATIONS)).map(Location::new).collect();
+            for record in self.0.get_many(&locations).await? {
+                if let Some(value) = value(record)? {
+                    bytes += value.len();
+                    let full = page.entries.len() == count_max.get() || bytes > bytes_max;
+                    // One entry is given whatever its size, so that readers get on.
+                    if full && !page.entries.is_empty() {
+                        return Ok(page);
+                    }
+                    page.entries.push(Entry { location: page.next, value });
+                }
+                page.next += 1;
+            }
+        }
+        Ok(page)
     }
 }

@@ -1,8 +1,9 @@
 //! The authenticated database, behind one trait.
 //!
 //! `commonware-storage` is generic over family, key, value, hash, index and runtime. All of that
-//! ends here: a [`Database`] is a boxed object that speaks [`types`]. A family is one file that
-//! implements the trait; [`open`] and [`state_sync`] choose it at run time from a [`Kind`].
+//! ends here: a [`Database`] is a boxed object that speaks [`types`]. A family is one file, which
+//! says what is particular to it (`store`); [`open()`] and [`state_sync`] choose it at run time from
+//! a [`Kind`]. What a database proved is verified without one (`verify`).
 //!
 //! **Invariant:** a mutation that fails leaves the object [poisoned](Error::Poisoned): the
 //! library consumes its handle. The owner drops it and opens the storage again.
@@ -17,19 +18,23 @@ mod generation;
 mod hash;
 mod immutable;
 mod keyless;
+mod open;
 pub mod record;
 mod source;
 mod storage;
+mod store;
 pub mod types;
+mod verify;
 
 pub use closed::Closed;
-pub use export::{Exporter, PAGE_OPERATIONS, entries_of};
+pub use export::{Exporter, PAGE_OPERATIONS};
 pub use generation::{Generations, partitions};
 pub use hash::hash_key;
+pub use open::{OpenAt, open, state_sync};
 pub use source::{FetchError, Fetched, Fetcher, Verdict};
 pub(crate) use storage::PAGE_SIZE as LOG_PAGE_SIZE;
+pub use verify::{history_at, verify_boundary, verify_key, verify_operation};
 
-use crate::runtime::Runtime;
 use bytes::Bytes;
 use commonware_codec::{
     Buf, EncodeSize, Error as CodecError, FixedSize, Read, ReadExt as _, Write,
@@ -49,7 +54,8 @@ use types::{Change, Digest, Family, HashKind, Mode, Root};
 pub struct ExecutionVersion {
     /// Version of commonware-storage, as YYYYMMPP.
     pub library: u32,
-    /// How the floor is advanced; 1 is `Proportional` (`any`), a floor of 0 (`immutable`).
+    /// How the floor is advanced; 1 is `Proportional` (`any`, `current`), a floor of 0
+    /// (`immutable`, `keyless`).
     pub policy: u8,
     /// How records are encoded.
     pub codec: u8,
@@ -122,41 +128,6 @@ pub enum WriteRule {
     InsertOnce,
     /// Append.
     Append,
-}
-
-/// Calls a function of the module of a [`Kind`]'s family, generic over its hash (and, in brackets,
-/// the runtime).
-macro_rules! dispatch {
-    ($kind:expr, $function:ident [$($runtime:ty)?] ($($argument:expr),*) $($tail:tt)*) => {{
-        use commonware_cryptography::{Blake3, Sha256};
-        let Kind { family, hash } = $kind;
-        match (family, hash) {
-            (Family::Any, HashKind::Sha256) => {
-                any::$function::<$($runtime,)? Sha256>($($argument),*) $($tail)*
-            }
-            (Family::Any, HashKind::Blake3) => {
-                any::$function::<$($runtime,)? Blake3>($($argument),*) $($tail)*
-            }
-            (Family::Current, HashKind::Sha256) => {
-                current::$function::<$($runtime,)? Sha256>($($argument),*) $($tail)*
-            }
-            (Family::Current, HashKind::Blake3) => {
-                current::$function::<$($runtime,)? Blake3>($($argument),*) $($tail)*
-            }
-            (Family::Immutable, HashKind::Sha256) => {
-                immutable::$function::<$($runtime,)? Sha256>($($argument),*) $($tail)*
-            }
-            (Family::Immutable, HashKind::Blake3) => {
-                immutable::$function::<$($runtime,)? Blake3>($($argument),*) $($tail)*
-            }
-            (Family::Keyless, HashKind::Sha256) => {
-                keyless::$function::<$($runtime,)? Sha256>($($argument),*) $($tail)*
-            }
-            (Family::Keyless, HashKind::Blake3) => {
-                keyless::$function::<$($runtime,)? Blake3>($($argument),*) $($tail)*
-            }
-        }
-    }};
 }
 
 /// A state of a database.
@@ -271,7 +242,7 @@ impl Read for Fetch {
     }
 }
 
-/// An operation of the log, as an export reads it.
+/// An operation of the log, as the product reads it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Operation {
     /// A key got a value.
@@ -293,8 +264,35 @@ pub enum Operation {
         /// The user's value.
         value: Bytes,
     },
-    /// A commit ended here.
-    Commit,
+    /// A commit ended here; the first one of a database says nothing of itself.
+    Commit(Option<CommitMetadata>),
+}
+
+/// A value of a log of values, and where it stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Its location in the operations log.
+    pub location: u64,
+    /// The user's value.
+    pub value: Bytes,
+}
+
+/// A page of a log of values.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entries {
+    /// Entries in the order of their locations. May be none although the log goes on.
+    pub entries: Vec<Entry>,
+    /// Where to go on reading; equals the size at the log's end.
+    pub next: u64,
+}
+
+/// What a database says of a key, and the proof.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyProof {
+    /// The user's value; `None` if the key is absent.
+    pub value: Option<Bytes>,
+    /// Proof of the value or of the absence, in the library's encoding.
+    pub proof: Bytes,
 }
 
 /// What went wrong in a database.
@@ -331,6 +329,7 @@ impl<F: commonware_storage::merkle::Family> From<commonware_storage::qmdb::Error
             qmdb::Error::Merkle(
                 merkle::Error::RangeOutOfBounds(_) | merkle::Error::LocationOverflow(_),
             )
+            | qmdb::Error::LocationOutOfBounds(..)
             | qmdb::Error::Journal(journal::Error::ItemOutOfRange(_)) => {
                 Self::OutOfRange(error.to_string())
             }
@@ -351,7 +350,8 @@ pub trait Database: Send + Sync {
     /// The state that reads see.
     fn state(&self) -> Result<State, Error>;
 
-    /// First operation still held.
+    /// First operation still held. A compact database holds none but its last commits; there it
+    /// is what this process last pruned to, 0 before.
     fn retained_from(&self) -> Result<u64, Error>;
 
     /// The value of the user's `key`.
@@ -380,14 +380,16 @@ pub trait Database: Send + Sync {
     /// Makes the applied state durable so that opening has nothing to repair.
     async fn sync(&mut self) -> Result<(), Error>;
 
-    /// Drops operations below `location`, which is at most the floor.
+    /// Drops operations below `location`, which is at most the floor. A compact database drops the
+    /// states of fewer than `location` operations, at most its size; the newest always stays.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfRange`] above the bound, and nothing is dropped.
     async fn prune(&mut self, location: u64) -> Result<(), Error>;
 
     /// Answers `fetch` in at most about `bytes_max` bytes.
     async fn serve(&self, fetch: Fetch, bytes_max: usize) -> Result<Served, Error>;
-
-    /// Proves what `key` holds in the state that reads see, or that it holds nothing (`current`).
-    async fn prove_key(&self, key: &[u8]) -> Result<KeyProof, Error>;
 
     /// Up to `max` operations from `start`, of the state of `size`.
     async fn operations(
@@ -396,15 +398,46 @@ pub trait Database: Send + Sync {
         start: u64,
         max: NonZeroU64,
     ) -> Result<Vec<Operation>, Error>;
-}
 
-/// What a key holds, and the proof of it under the canonical root.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KeyProof {
-    /// The value; `None` if the key is absent.
-    pub value: Option<Bytes>,
-    /// A proof of presence or absence, in the library's encoding; see [`verify_key`].
-    pub proof: Bytes,
+    /// The value at `location` of a log of values; `None` where a commit stands.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfRange`] at and beyond the size, [`Error::Unsupported`] where values have keys
+    /// or are not held.
+    async fn entry(&self, location: u64) -> Result<Option<Bytes>, Error>;
+
+    /// The values of a log of values from `from`: at most `count_max`, and of at most `bytes_max`
+    /// bytes together unless the first alone is larger. Commits are skipped.
+    ///
+    /// # Errors
+    ///
+    /// As [`Database::entry`]; `from` may equal the size.
+    async fn entries(
+        &self,
+        from: u64,
+        count_max: NonZeroUsize,
+        bytes_max: usize,
+    ) -> Result<Entries, Error>;
+
+    /// The value of the user's `key`, or its absence, proved against the canonical root of the
+    /// state that reads see. A proof of absence discloses the key and value of a neighbour in the
+    /// order of hashes.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unsupported`] in every family but `current`: elsewhere an overwritten value would
+    /// be proved as well as the present one.
+    async fn prove_key(&self, key: &[u8]) -> Result<KeyProof, Error>;
+
+    /// The operation at `location`, proved against the operations root of the state of `size`, in
+    /// the library's encoding.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfRange`] unless `location` < `size` ≤ the database's; [`Error::Pruned`] if no
+    /// commit ended at `size`, or what the proof needs is no longer held.
+    async fn prove_operation(&self, location: u64, size: u64) -> Result<Bytes, Error>;
 }
 
 /// An encoded answer to a [`Fetch`].
@@ -443,115 +476,4 @@ pub enum SyncError {
     /// The database failed.
     #[error(transparent)]
     Database(#[from] Error),
-}
-
-/// Where an opened database may stand.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OpenAt {
-    /// At whatever state it has.
-    Latest,
-    /// At the latest commit of at most this many operations; what follows is dropped durably.
-    AtMost(u64),
-}
-
-/// Opens the database of `kind` in `place`, making an empty one where there is none.
-pub async fn open<E: Runtime>(
-    context: E,
-    kind: Kind,
-    place: Place,
-    at: OpenAt,
-) -> Result<Box<dyn Database>, Error> {
-    let generation = place.generation;
-    if place.mode == Mode::Compact {
-        return compact::open(context, kind, generation, at).await;
-    }
-    dispatch!(kind, open[E](context, generation, at).await)
-}
-
-/// Builds the database of `kind` in `place` from what `fetcher` brings, verified against `target`.
-/// What an interrupted state sync left in the place is used again.
-pub async fn state_sync<E: Runtime>(
-    context: E,
-    kind: Kind,
-    place: Place,
-    target: StateSync,
-    fetcher: Arc<dyn Fetcher>,
-) -> Result<Box<dyn Database>, SyncError> {
-    let generation = place.generation;
-    if place.mode == Mode::Compact {
-        return compact::state_sync(context, kind, generation, target, fetcher).await;
-    }
-    dispatch!(kind, sync[E](context, generation, target, fetcher).await)
-}
-
-/// Verifies the answer to a boundary request and returns the Merkle nodes it proves.
-///
-/// # Errors
-///
-/// The text says what is wrong with the answer.
-pub fn verify_boundary(
-    kind: Kind,
-    operations_root: Root,
-    size: u64,
-    start: u64,
-    body: Bytes,
-) -> Result<Vec<Digest>, String> {
-    dispatch!(kind, verify_boundary[](operations_root, size, start, body))
-}
-
-/// The roots that a history of `size` operations may have had when it had `start`, from the answer
-/// to a boundary request: one for each way in which its floor may have divided it.
-///
-/// # Errors
-///
-/// The text says what is wrong with the answer.
-pub fn history_at(
-    kind: Kind,
-    operations_root: Root,
-    size: u64,
-    start: u64,
-    body: Bytes,
-) -> Result<Vec<Root>, String> {
-    use commonware_cryptography::{Blake3, Sha256};
-    let nodes = verify_boundary(kind, operations_root, size, start, body)?;
-    Ok(match kind.hash {
-        HashKind::Sha256 => family::roots::<Sha256>(start, &nodes),
-        HashKind::Blake3 => family::roots::<Blake3>(start, &nodes),
-    })
-}
-
-/// Verifies that in the state of `root`, a database of family `current` with `hash` holds `value`
-/// under the user's `key`, or nothing.
-///
-/// # Errors
-///
-/// The text says what is wrong with the proof.
-pub fn verify_key(
-    hash: HashKind,
-    root: Root,
-    key: &[u8],
-    value: Option<&[u8]>,
-    proof: Bytes,
-) -> Result<(), String> {
-    use commonware_cryptography::{Blake3, Sha256};
-    match hash {
-        HashKind::Sha256 => current::verify_key::<Sha256>(root, key, value, proof),
-        HashKind::Blake3 => current::verify_key::<Blake3>(root, key, value, proof),
-    }
-}
-
-/// Verifies the answer to a request for the one operation at `location`, in the state of `size`
-/// operations whose root over the operations is `operations_root`; gives the operation.
-///
-/// # Errors
-///
-/// The text says what is wrong with the answer.
-pub fn verify_operation(
-    kind: Kind,
-    operations_root: Root,
-    size: u64,
-    location: u64,
-    body: Bytes,
-) -> Result<Operation, String> {
-    dispatch!(kind, verify_operation[](operations_root, size, location, body))
 }

@@ -26,6 +26,8 @@ pub enum Record {
     },
     /// What a commit says of itself.
     Commit(CommitMetadata),
+    /// A user's value in a log of values, which has no keys.
+    Value(Bytes),
 }
 
 /// What a commit says of itself, inside the root.
@@ -67,6 +69,10 @@ impl Write for Record {
                 1u8.write(buf);
                 metadata.write(buf);
             }
+            Self::Value(value) => {
+                2u8.write(buf);
+                value.write(buf);
+            }
         }
     }
 }
@@ -76,6 +82,7 @@ impl EncodeSize for Record {
         1 + match self {
             Self::Entry { key, value } => key.encode_size() + value.encode_size(),
             Self::Commit(metadata) => metadata.encode_size(),
+            Self::Value(value) => value.encode_size(),
         }
     }
 }
@@ -89,6 +96,7 @@ impl Read for Record {
                 value: Bytes::read_cfg(buf, &RangeCfg::new(0..=VALUE_LENGTH_MAX))?,
             }),
             1 => Ok(Self::Commit(CommitMetadata::read(buf)?)),
+            2 => Ok(Self::Value(Bytes::read_cfg(buf, &RangeCfg::new(0..=VALUE_LENGTH_MAX))?)),
             other => Err(CodecError::InvalidEnum(other)),
         }
     }

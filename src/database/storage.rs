@@ -2,9 +2,7 @@
 
 use super::types::Family;
 use commonware_runtime::buffer::paged::{CacheRef, page_size};
-use commonware_storage::{
-    journal::contiguous::variable, merkle::full, qmdb::keyless::CompactConfig,
-};
+use commonware_storage::{journal::contiguous::variable, merkle::full};
 use commonware_utils::{NZU64, NZUsize};
 use std::num::{NonZeroU16, NonZeroU64, NonZeroUsize};
 
@@ -28,12 +26,13 @@ pub(crate) const PAGE_SIZE: NonZeroU16 = page_size(PAGE_BYTES);
 const CACHE_BYTES: usize = 64 * 1024 * 1024;
 /// Operations in one file: small enough that an interrupted state sync resumes near its end.
 const OPERATIONS_PER_SECTION: NonZeroU64 = NZU64!(32_768);
-/// Memory for pages of a compact database, in bytes.
-const COMPACT_CACHE_BYTES: usize = 1024 * 1024;
-/// Frontiers, one for each commit, in one file.
-const FRONTIERS_PER_SECTION: NonZeroU64 = NZU64!(1024);
 /// Merkle nodes in one file.
 const NODES_PER_BLOB: NonZeroU64 = NZU64!(131_072);
+/// States of a compact database in one file: what pruning may leave behind.
+const STATES_PER_SECTION: NonZeroU64 = NZU64!(256);
+/// Pages of a compact database's log of states: it is read when opened, and by replicas that sync
+/// to a state just past.
+const STATES_CACHE_PAGES: NonZeroUsize = NZUsize!(64);
 /// Bytes gathered before a file is written.
 const WRITE_BUFFER: NonZeroUsize = NZUsize!(1024 * 1024);
 /// Bytes read ahead when a log is replayed.
@@ -46,35 +45,10 @@ fn prefix(family: Family, generation: u64) -> String {
     format!("{family}-{generation}")
 }
 
-/// Partition of the activity bitmap's metadata (`current`).
-pub(super) fn grafted_partition(family: Family, generation: u64) -> String {
-    format!("{}-activity", prefix(family, generation))
-}
-
-/// The configuration of a compact database.
-pub(super) fn compact_config<C>(
-    family: Family,
-    generation: u64,
-    commit_codec_config: C,
-) -> CompactConfig<C, Strategy> {
-    let pages = NonZeroUsize::new(COMPACT_CACHE_BYTES / PAGE_BYTES as usize).expect("pages");
-    let witness = variable::Config {
-        partition: format!("{}-frontier", prefix(family, generation)),
-        items_per_section: FRONTIERS_PER_SECTION,
-        compression: None,
-        codec_config: (),
-        page_cache: CacheRef::new(PAGE_SIZE, pages),
-        write_buffer: WRITE_BUFFER,
-        replay_buffer: REPLAY_BUFFER,
-    };
-    CompactConfig { strategy: STRATEGY, witness, commit_codec_config }
-}
-
 /// The configurations of the Merkle structure and of the operations log.
-pub(super) fn configs<C>(
+pub(super) fn configs<C: Default>(
     family: Family,
     generation: u64,
-    codec_config: C,
 ) -> (full::Config<Strategy>, variable::Config<C>) {
     let prefix = prefix(family, generation);
     let pages = NonZeroUsize::new(CACHE_BYTES / PAGE_BYTES as usize).expect("cache holds pages");
@@ -92,12 +66,30 @@ pub(super) fn configs<C>(
         partition: format!("{prefix}-operations"),
         items_per_section: OPERATIONS_PER_SECTION,
         compression: None,
-        codec_config,
+        codec_config: C::default(),
         page_cache,
         write_buffer: WRITE_BUFFER,
         replay_buffer: REPLAY_BUFFER,
     };
     (merkle, operations)
+}
+
+/// The configuration of the log of states that a compact database keeps.
+pub(super) fn witnesses(family: Family, generation: u64) -> variable::Config<()> {
+    variable::Config {
+        partition: format!("{}-witnesses", prefix(family, generation)),
+        items_per_section: STATES_PER_SECTION,
+        compression: None,
+        codec_config: (),
+        page_cache: CacheRef::new(PAGE_SIZE, STATES_CACHE_PAGES),
+        write_buffer: WRITE_BUFFER,
+        replay_buffer: REPLAY_BUFFER,
+    }
+}
+
+/// Where `current` keeps the pruned part of its activity bitmap.
+pub(super) fn grafted_partition(generation: u64) -> String {
+    format!("{}-grafted", prefix(Family::Current, generation))
 }
 
 /// Every partition that a database of `generation` may have, for its removal.
@@ -112,11 +104,11 @@ pub(super) fn partition_names(family: Family, generation: u64) -> Vec<String> {
         "operations_offsets-blobs",
         "operations_offsets-metadata",
         "operations_offsets",
-        "activity",
-        "frontier_data",
-        "frontier_offsets-blobs",
-        "frontier_offsets-metadata",
-        "frontier_offsets",
+        "grafted",
+        "witnesses_data",
+        "witnesses_offsets-blobs",
+        "witnesses_offsets-metadata",
+        "witnesses_offsets",
     ]
     .iter()
     .map(|part| format!("{prefix}-{part}"))

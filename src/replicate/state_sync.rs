@@ -63,14 +63,9 @@ pub async fn run<E: Runtime>(
     let generation = generations.build().await?;
     progress.begin(checkpoint.size);
     let place = Place { generation, mode: config.mode };
-    // Of a compact replica the last operation is all: the commit, with what the next builds on.
-    let floor = match config.mode {
-        Mode::Full => checkpoint.floor,
-        Mode::Compact => checkpoint.size - 1,
-    };
     let wanted = StateSync {
         operations_root: checkpoint.operations_root,
-        floor,
+        floor: checkpoint.floor,
         size: checkpoint.size,
         batch: config.batch,
         outstanding: config.outstanding,
@@ -79,7 +74,9 @@ pub async fn run<E: Runtime>(
         database::state_sync(context.child("database"), kind, place, wanted, Arc::new(source))
             .await;
     let mismatch = match built {
-        Ok(database) => {
+        Ok(mut database) => {
+            // What a compact database imported is in memory only until then.
+            database.sync().await?;
             let state = database.state()?;
             if state == signed_state(target) {
                 let ledger = Ledger::create(context, place, database, target.clone()).await?;
