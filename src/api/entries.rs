@@ -25,8 +25,7 @@ pub async fn read_entries<E: Runtime>(
         });
     }
     let (mut entries, mut next, mut bytes) = (Vec::new(), from, 0);
-    loop {
-        let Some(wanted) = NonZeroUsize::new(limit.saturating_sub(entries.len())) else { break };
+    while let Some(wanted) = NonZeroUsize::new(limit.saturating_sub(entries.len())) {
         let page = ledger.entries(next, wanted, bytes_max.saturating_sub(bytes)).await;
         let (head, page) = page.map_err(|error| match error {
             database::Error::Pruned => {
