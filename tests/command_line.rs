@@ -486,6 +486,50 @@ fn ports_answer_and_a_second_signal_ends_at_once() {
     assert_eq!(server.wait().code(), Some(143));
 }
 
+/// Bodies on their way and running exports have places; whoever finds none is told to come back.
+#[test]
+fn places_for_bodies_and_exports_are_bounded() {
+    use std::io::{Read as _, Write as _};
+    let directory = tempfile::tempdir().unwrap();
+    let server = Daemon::server(&directory.path().join("server"), &[]);
+    let address = server.api.strip_prefix("http://").unwrap();
+    let value = "x".repeat(50_000);
+    for n in 0..400 {
+        assert_eq!(server.put(&format!("large-{n}"), value.as_bytes()).status, 200);
+    }
+    let open = |head: String| {
+        let mut stream = std::net::TcpStream::connect(address).unwrap();
+        stream.write_all(head.as_bytes()).unwrap();
+        stream
+    };
+    // A reader that does not read keeps the one place for exports.
+    let head = "GET /v1/export HTTP/1.1\r\nhost: localhost\r\n\r\n".to_string();
+    let mut export = open(head);
+    export.read_exact(&mut [0; 12]).unwrap();
+    let answer = get(&format!("{}/v1/export", server.api));
+    assert_eq!((answer.status, answer.json()["code"].as_str()), (429, Some("busy")));
+    assert!(answer.headers.contains_key("retry-after"));
+    drop(export);
+    wait_for("the place is free again", || {
+        (get(&format!("{}/v1/export", server.api)).status == 200).then_some(())
+    });
+    // Bodies of the largest size that were announced and do not come.
+    let head =
+        "POST /v1/batch HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/x-ndjson\r\n";
+    let mut slow = Vec::new();
+    wait_for("the places are taken", || {
+        let mut one_more = open(format!("{head}content-length: 12582912\r\n\r\n"));
+        one_more.set_read_timeout(Some(std::time::Duration::from_millis(500))).unwrap();
+        let mut start = [0; 12];
+        let is_refused = one_more.read_exact(&mut start).is_ok() && &start == b"HTTP/1.1 429";
+        slow.push(one_more);
+        is_refused.then_some(())
+    });
+    assert!(slow.len() <= 7, "{} bodies of 12 MiB found room", slow.len() - 1);
+    assert_eq!(server.put("small", b"1").status, 200, "small ones find room");
+    drop(slow);
+}
+
 /// An export that is cut leaves the file of an earlier one as it was.
 #[test]
 fn a_cut_export_harms_no_file() {

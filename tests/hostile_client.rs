@@ -284,6 +284,38 @@ fn nonsense_ends_the_connection_that_it_came_over() {
     client.wait_equal(&server);
 }
 
+/// However much is asked for, an answer has its bounds.
+#[test]
+fn answers_have_a_size() {
+    let _alone = alone();
+    let (directory, server, _client) = pair(&[]);
+    // Many small operations, then few large ones: either bound is met first.
+    for from in 0..15 {
+        assert_eq!(server.batch(&common::numbered("small", from * 1000, 1000)).status, 200);
+    }
+    fill(&server);
+    let (door, size) = (Door::of(&server), server.size());
+    on_runtime(&directory.path().join("peers"), |context| async move {
+        let (mut peer, reply) = door.greet(&context, 1).await.unwrap();
+        let Reply::Welcome(welcome) = reply else { panic!("{reply:?}") };
+        let mut lengths = Vec::new();
+        for (id, start) in [0, 5_000, 14_900, size - 10].into_iter().enumerate() {
+            let max = NonZeroU64::new(1_000_000).unwrap();
+            let ask = request(id as u64, Request::Fetch(Fetch::Operations { size, start, max }));
+            peer.outgoing.send(ask.into()).await.unwrap();
+            let answer = ServerMessage::decode(peer.incoming.recv().await.unwrap()).unwrap();
+            let ServerMessage::Response { response: Response::Operations(body), .. } = answer
+            else {
+                panic!("{answer:?}");
+            };
+            lengths.push(body.len());
+        }
+        let bound = welcome.bytes_max as usize + 4096;
+        assert!(lengths.iter().all(|length| *length <= bound), "{lengths:?}");
+        assert!(lengths[0] > 100_000 && lengths[3] < 100_000, "{lengths:?}");
+    });
+}
+
 /// The bounds on connections, reached: the answer has a name and a time.
 #[test]
 fn too_many_connections_are_told_so() {

@@ -68,3 +68,26 @@ impl Idempotency {
         self.entries.len() >= ENTRIES_MAX
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_full_at_its_bound_and_forgets_with_the_log() {
+        let mut known = Idempotency::default();
+        for n in 0..ENTRIES_MAX as u64 {
+            assert!(!known.is_full());
+            let receipt = Receipt { size: n, root: Digest([0; 32]), sequence: n };
+            let key = n.to_be_bytes().to_vec();
+            known.order.push_back((n, key.clone()));
+            known.entries.insert(key, (Digest([1; 32]), receipt));
+        }
+        assert!(known.is_full());
+        known.forget_before(10);
+        assert_eq!(known.count(), ENTRIES_MAX - 10);
+        assert!(matches!(known.look_up(&9u64.to_be_bytes(), Digest([1; 32])), Known::New));
+        assert!(matches!(known.look_up(&10u64.to_be_bytes(), Digest([1; 32])), Known::Answered(_)));
+        assert!(matches!(known.look_up(&10u64.to_be_bytes(), Digest([2; 32])), Known::Mismatch));
+    }
+}
