@@ -5,7 +5,7 @@
 //! was lost is sent again without being written twice; a later import is another one.
 
 use super::{ApiArgs, Failure, http::Api};
-use crate::exit;
+use crate::{api::ndjson, database::types::Change, exit};
 use clap::Args;
 use indicatif::{HumanCount, ProgressBar, ProgressState, ProgressStyle};
 use serde_json::Value;
@@ -217,9 +217,10 @@ fn lane_of(line: &[u8], lanes: usize) -> usize {
     if lanes == 1 {
         return 0;
     }
-    let record: Value = serde_json::from_slice(line).unwrap_or_default();
+    // Decoded as the server does it: one key may be written as text and as base64.
+    let changes = ndjson::parse(line, usize::MAX).unwrap_or_default();
     let mut hasher = DefaultHasher::new();
-    record["key"].as_str().or(record["key_b64"].as_str()).hash(&mut hasher);
+    changes.first().and_then(Change::key).hash(&mut hasher);
     usize::try_from(hasher.finish() % lanes as u64).unwrap_or(0)
 }
 
@@ -284,6 +285,7 @@ fn name_line(answer: &super::http::Answer, batch: &Batch) -> Failure {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use base64::Engine as _;
 
     #[test]
     fn a_key_keeps_its_lane_and_lines_their_numbers() {
@@ -297,5 +299,19 @@ mod tests {
         lines.sort_unstable();
         assert_eq!(lines, [1, 3, 4]);
         assert!(batches.iter().all(|batch| batch.body.ends_with(b"\n")));
+    }
+
+    #[test]
+    fn a_key_keeps_its_lane_however_it_is_written() {
+        let encode = |key: &str| base64::engine::general_purpose::STANDARD.encode(key);
+        for n in 0..20 {
+            let key = format!("clé/{n}");
+            let text = format!("{{\"key\":\"{key}\",\"value\":\"1\"}}\n");
+            let escaped = format!("{{\"value\":\"2\",\"key\":\"cl\\u00e9/{n}\"}}\n");
+            let base64 = format!("{{\"key_b64\":\"{}\",\"delete\":true}}\n", encode(&key));
+            let lane = lane_of(text.as_bytes(), 64);
+            assert_eq!(lane_of(escaped.as_bytes(), 64), lane, "{key}");
+            assert_eq!(lane_of(base64.as_bytes(), 64), lane, "{key}");
+        }
     }
 }
