@@ -4,7 +4,12 @@
 mod common;
 
 use common::{BYTES, Daemon, NDJSON, command, get, send, wait_for};
-use std::{net::TcpListener, path::Path, process::Stdio};
+use std::{
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::{TcpListener, TcpStream},
+    path::Path,
+    process::{Child, Stdio},
+};
 
 struct Case {
     binary: &'static str,
@@ -479,4 +484,97 @@ fn keys_and_a_new_epoch() {
     let key = directory.path().join("key.pem").display().to_string();
     let output = command("syncctl").args(["keygen", "--pem", "-o", &key]).output().unwrap();
     assert_eq!(String::from_utf8(output.stdout).unwrap().trim().len(), 64);
+}
+
+/// An API whose connections are answered by `serve`, as no real daemon does it.
+fn fake_api(serve: impl Fn(TcpStream) + Send + Sync + 'static) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || listener.incoming().for_each(|stream| serve(stream.unwrap())));
+    format!("http://{address}")
+}
+
+/// Reads a request; its body.
+fn read_request(stream: &TcpStream) -> Vec<u8> {
+    let mut reader = BufReader::new(stream);
+    let mut length = 0;
+    loop {
+        let mut line = String::new();
+        reader.read_line(&mut line).unwrap();
+        if line.trim().is_empty() {
+            break;
+        }
+        if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+            length = value.trim().parse().unwrap();
+        }
+    }
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body).unwrap();
+    body
+}
+
+const CHUNKED: &str =
+    "HTTP/1.1 200 OK\r\ncontent-type: application/x-ndjson\r\ntransfer-encoding: chunked\r\n\r\n";
+const RECORD: &str = "{\"key\":\"a\",\"value\":\"1\"}\n";
+
+/// Sends the first record of an export that has more.
+fn begin_export(mut stream: &TcpStream) {
+    read_request(stream);
+    write!(stream, "{CHUNKED}{:x}\r\n{RECORD}\r\n", RECORD.len()).unwrap();
+}
+
+fn signal(child: &Child, signal: rustix::process::Signal) {
+    let pid = rustix::process::Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
+    rustix::process::kill_process(pid, signal).unwrap();
+}
+
+/// Names in a directory.
+fn names(directory: &Path) -> Vec<String> {
+    let name = |entry: std::fs::DirEntry| entry.file_name().into_string().unwrap();
+    std::fs::read_dir(directory).unwrap().map(|entry| name(entry.unwrap())).collect()
+}
+
+#[test]
+fn an_incomplete_export_leaves_the_old_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("export.ndjson");
+    std::fs::write(&file, "old\n").unwrap();
+    let export = |api: &str| {
+        let mut command = command("syncctl");
+        command.args(["export", "--api", api, "--output"]).arg(&file).stderr(Stdio::piped());
+        command.spawn().unwrap()
+    };
+    let unharmed = || {
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "old\n");
+        assert_eq!(names(directory.path()), ["export.ndjson"], "nothing is left over");
+    };
+    // The server ends in the middle.
+    let output = export(&fake_api(|stream| begin_export(&stream))).wait_with_output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(75), "{text}");
+    assert!(text.contains("incomplete after 1 records"), "{text}");
+    unharmed();
+    // The operator ends it in the middle.
+    let api = fake_api(|stream| {
+        begin_export(&stream);
+        let _ = (&stream).read(&mut [0]);
+    });
+    for (number, name) in [(2, rustix::process::Signal::INT), (15, rustix::process::Signal::TERM)] {
+        let child = export(&api);
+        wait_for("the export has begun", || (names(directory.path()).len() == 2).then_some(()));
+        signal(&child, name);
+        let output = child.wait_with_output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(128 + number), "{text}");
+        assert!(text.contains("interrupted"), "{text}");
+        unharmed();
+    }
+    // A complete one takes its place.
+    let api = fake_api(|stream| {
+        begin_export(&stream);
+        (&stream).write_all(b"0\r\n\r\n").unwrap();
+    });
+    assert!(export(&api).wait_with_output().unwrap().status.success());
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), RECORD);
+    assert_eq!(names(directory.path()), ["export.ndjson"]);
 }

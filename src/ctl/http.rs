@@ -9,7 +9,7 @@ use ureq::{
     http::{Response, StatusCode},
 };
 
-/// Largest JSON answer that is read.
+/// Largest answer that is read into memory; a larger one is an error.
 const ANSWER_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
 /// A way to one API.
@@ -141,7 +141,8 @@ impl Api {
         self.read(response)
     }
 
-    fn read(&self, mut response: Response<Body>) -> Result<Answer, Failure> {
+    /// Reads the body of an answer.
+    pub fn read(&self, mut response: Response<Body>) -> Result<Answer, Failure> {
         let status = response.status();
         let headers = response.headers().clone();
         let retry_after = headers
@@ -152,9 +153,13 @@ impl Api {
         response
             .body_mut()
             .as_reader()
-            .take(ANSWER_BYTES_MAX)
+            .take(ANSWER_BYTES_MAX + 1)
             .read_to_end(&mut body)
             .map_err(|error| Failure::new(exit::TEMPORARY, format!("{}: {error}", self.base)))?;
+        if body.len() as u64 > ANSWER_BYTES_MAX {
+            let text = format!("{}: the answer is larger than {ANSWER_BYTES_MAX} bytes", self.base);
+            return Err(Failure::new(exit::DATA, text));
+        }
         Ok(Answer { status, retry_after, headers, body })
     }
 }
