@@ -578,3 +578,33 @@ fn an_incomplete_export_leaves_the_old_file() {
     assert_eq!(std::fs::read_to_string(&file).unwrap(), RECORD);
     assert_eq!(names(directory.path()), ["export.ndjson"]);
 }
+
+#[test]
+fn an_import_says_how_far_it_is() {
+    let api = fake_api(|stream| {
+        read_request(&stream);
+        let receipt = r#"{"size":1,"root":"00","sequence":1}"#;
+        let length = receipt.len();
+        write!(&stream, "HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n{receipt}").unwrap();
+    });
+    let mut child = command("syncctl")
+        .args(["import", "-", "--api", &api])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    // Nothing comes in yet, and yet there is a line.
+    let (sender, first) = std::sync::mpsc::channel();
+    let reader = std::thread::spawn(move || {
+        sender.send(lines.next()).unwrap();
+        lines.map(Result::unwrap).collect::<Vec<_>>()
+    });
+    let line = first.recv_timeout(common::DEADLINE).unwrap().unwrap().unwrap();
+    assert!(line.starts_with("imported 0 records in "), "{line}");
+    child.stdin.take().unwrap().write_all(RECORD.as_bytes()).unwrap();
+    let rest = reader.join().unwrap();
+    assert!(rest.last().unwrap().starts_with("imported 1 records in "), "{rest:?}");
+    assert!(child.wait().unwrap().success());
+}

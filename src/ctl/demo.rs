@@ -3,7 +3,8 @@
 use super::{
     Failure,
     http::{Answer, Api, key_path},
-    import::{self, bar},
+    import,
+    progress::Progress,
     status,
 };
 use crate::exit;
@@ -123,14 +124,6 @@ fn lines_of(ndjson: &[u8]) -> Vec<&[u8]> {
     ndjson.split(|byte| *byte == b'\n').filter(|line| !line.trim_ascii().is_empty()).collect()
 }
 
-/// Draws now, or only at the end where nobody watches.
-fn for_terminal(bar: indicatif::ProgressBar) -> indicatif::ProgressBar {
-    if !std::io::stderr().is_terminal() {
-        bar.set_draw_target(indicatif::ProgressDrawTarget::hidden());
-    }
-    bar
-}
-
 fn import_records(
     stage: &Stage,
     server: &Api,
@@ -139,20 +132,20 @@ fn import_records(
 ) -> Result<(), Failure> {
     let total = lines_of(records).len() as u64;
     let bars = indicatif::MultiProgress::new();
-    let imported = for_terminal(bars.add(bar(Some(total), "imported")));
-    let replica = for_terminal(bars.add(bar(Some(total), "replica")));
+    let imported = Progress::among(&bars, total, "imported");
+    let replica = Progress::among(&bars, total, "replica");
     let started = Instant::now();
     let done = AtomicBool::new(false);
     let summary = std::thread::scope(|scope| {
         scope.spawn(|| show_replica(client, &replica, &done));
-        let summary = import::import(server, BufReader::new(records), 250, 1, &imported);
+        let summary = import::import(server, BufReader::new(records), 250, 1, &imported, &done);
         done.store(true, Ordering::Release);
         summary
     })?;
     stage.check()?;
     imported.finish();
     client_reaches(stage, client, summary.size)?;
-    replica.set_position(total);
+    replica.set(total);
     replica.finish();
     let seconds = started.elapsed().as_secs_f64();
     say(format!(
@@ -164,11 +157,10 @@ fn import_records(
 }
 
 /// Moves the replica's bar while records are imported: its operations, as records.
-fn show_replica(client: &Api, bar: &indicatif::ProgressBar, done: &AtomicBool) {
+fn show_replica(client: &Api, progress: &Progress, done: &AtomicBool) {
     while !done.load(Ordering::Acquire) {
         if let Ok(status) = status::ask(client) {
-            let size = status["size"].as_u64().unwrap_or(0);
-            bar.set_position(size.min(bar.length().unwrap_or(size)));
+            progress.set(status["size"].as_u64().unwrap_or(0));
         }
         std::thread::sleep(LOOK_INTERVAL);
     }
@@ -198,7 +190,7 @@ fn post(server: &Api, lines: &[&[u8]]) -> Result<Value, Failure> {
 /// Applies the updates in small commits, and measures how long the replica takes to have each.
 fn apply_updates(stage: &Stage, server: &Api, client: &Api, updates: &[u8]) -> Result<(), Failure> {
     let lines = lines_of(updates);
-    let progress = for_terminal(bar(Some(lines.len() as u64), "updated"));
+    let progress = Progress::new(Some(lines.len() as u64), "updated");
     let mut delays = Vec::new();
     for batch in lines.chunks(UPDATE_BATCH) {
         stage.check()?;
@@ -208,7 +200,7 @@ fn apply_updates(stage: &Stage, server: &Api, client: &Api, updates: &[u8]) -> R
         // Waits on the replica itself: read-your-writes.
         client.get(&format!("{}?min_size={size}&timeout=30s", key_path("demo")))?;
         delays.push(acknowledged.elapsed());
-        progress.inc(batch.len() as u64);
+        progress.add(batch.len() as u64);
     }
     progress.finish();
     delays.sort_unstable();

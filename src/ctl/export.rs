@@ -1,6 +1,6 @@
 //! `export`: all or nothing. A file gets its name once the whole export is in it.
 
-use super::{ApiArgs, Failure, http::Api, import::bar};
+use super::{ApiArgs, Failure, http::Api, progress::Progress};
 use crate::exit;
 use clap::Args;
 use signal_hook::{
@@ -132,14 +132,25 @@ fn temporary_beside(path: &Path, mode: u32) -> std::io::Result<NamedTempFile> {
     Ok(temporary)
 }
 
-/// Copies whole lines; a body that was cut is an error.
-fn copy_lines(
-    mut input: impl BufRead,
-    output: &mut dyn Write,
-    path: &Path,
-) -> Result<u64, Failure> {
+/// Copies whole lines.
+fn copy_lines(input: impl BufRead, output: &mut dyn Write, path: &Path) -> Result<u64, Failure> {
     let mut output = BufWriter::with_capacity(1 << 20, output);
-    let progress = bar(None, "exported");
+    let progress = Progress::new(None, "exported");
+    let records = read_lines(input, |line| {
+        output.write_all(line).map_err(failed(path))?;
+        progress.add(1);
+        Ok(())
+    })?;
+    output.flush().map_err(failed(path))?;
+    progress.finish();
+    Ok(records)
+}
+
+/// Hands each line of an export's body to `take` and counts them. A body that was cut is an error.
+pub fn read_lines(
+    mut input: impl BufRead,
+    mut take: impl FnMut(&[u8]) -> Result<(), Failure>,
+) -> Result<u64, Failure> {
     let mut line = Vec::new();
     let mut records = 0;
     let incomplete = |records: u64, reason: String| {
@@ -150,18 +161,14 @@ fn copy_lines(
         line.clear();
         let read = input.read_until(b'\n', &mut line);
         if read.map_err(|error| incomplete(records, error.to_string()))? == 0 {
-            break;
+            return Ok(records);
         }
         if line.last() != Some(&b'\n') {
             return Err(incomplete(records, "its last line was cut".into()));
         }
-        output.write_all(&line).map_err(failed(path))?;
+        take(&line)?;
         records += 1;
-        progress.inc(1);
     }
-    output.flush().map_err(failed(path))?;
-    progress.finish_and_clear();
-    Ok(records)
 }
 
 #[cfg(test)]

@@ -4,10 +4,9 @@
 //! same way and stay in order. Each batch carries an idempotency key of its own, so a batch whose answer
 //! was lost is sent again without being written twice; a later import is another one.
 
-use super::{ApiArgs, Failure, http::Api};
+use super::{ApiArgs, Failure, http::Api, progress::Progress};
 use crate::{api::ndjson, database::types::Change, exit};
 use clap::Args;
-use indicatif::{HumanCount, ProgressBar, ProgressState, ProgressStyle};
 use serde_json::Value;
 use std::{
     fs::File,
@@ -16,6 +15,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Mutex,
+        atomic::{AtomicBool, Ordering},
         mpsc::{Receiver, SyncSender, sync_channel},
     },
     time::{Duration, Instant},
@@ -27,6 +27,8 @@ const QUEUE_BATCHES: usize = 4;
 const TRY_FOR: Duration = Duration::from_secs(120);
 /// Longest pause between two tries.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
+/// How often a pause looks whether it is to stop.
+const STOP_INTERVAL: Duration = Duration::from_millis(50);
 /// Most connections.
 const CONNECTIONS_MAX: usize = 64;
 
@@ -69,23 +71,6 @@ pub struct Summary {
     pub root: String,
 }
 
-/// A progress bar, or now and then a line where stderr is no terminal.
-pub fn bar(total: Option<u64>, what: &'static str) -> ProgressBar {
-    let (bar, template) = match total {
-        Some(total) => (
-            ProgressBar::new(total),
-            "{prefix:>9} [{bar:32}] {human_pos}/{human_len} {rate} eta {eta}",
-        ),
-        None => (ProgressBar::new_spinner(), "{prefix:>9} {spinner} {human_pos} {rate}"),
-    };
-    let style =
-        ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-    let rate = |state: &ProgressState, out: &mut dyn std::fmt::Write| {
-        let _ = write!(out, "{}/s", HumanCount(state.per_sec() as u64));
-    };
-    bar.with_style(style.with_key("rate", rate).progress_chars("=> ")).with_prefix(what)
-}
-
 fn open(path: &Path) -> Result<Box<dyn Read + Send>, Failure> {
     if path.as_os_str() == "-" {
         return Ok(Box::new(std::io::stdin()));
@@ -112,10 +97,11 @@ pub fn run(args: &ImportArgs) -> Result<(), Failure> {
     let api = Api::new(&args.api)?;
     let input = BufReader::with_capacity(1 << 20, open(&args.file)?);
     let total = count_lines(&args.file);
-    let progress = bar(total, "imported");
+    let progress = Progress::new(total, "imported");
     let started = Instant::now();
-    let summary = import(&api, input, args.batch, args.connections, &progress)?;
-    progress.finish_and_clear();
+    let stop = AtomicBool::new(false);
+    let summary = import(&api, input, args.batch, args.connections, &progress, &stop)?;
+    progress.finish();
     let seconds = started.elapsed().as_secs_f64();
     println!(
         "{} records in {seconds:.2} s ({:.0} records/s); {} operations, root {}",
@@ -145,45 +131,65 @@ fn count_lines(path: &Path) -> Option<u64> {
     }
 }
 
-/// Imports records from `input`.
+/// Imports records from `input`. Ends early, with what is written by then, once `stop` is set.
 pub fn import(
     api: &Api,
     input: impl BufRead,
     batch: usize,
     connections: usize,
-    progress: &ProgressBar,
+    progress: &Progress,
+    stop: &AtomicBool,
 ) -> Result<Summary, Failure> {
     let summary = Mutex::new(Summary::default());
-    std::thread::scope(|scope| {
+    let result = std::thread::scope(|scope| {
         let mut senders = Vec::new();
         let mut workers = Vec::new();
         for _ in 0..connections {
             let (sender, batches) = sync_channel(QUEUE_BATCHES);
             senders.push(sender);
             let summary = &summary;
-            workers.push(scope.spawn(move || send_all(api, &batches, progress, summary)));
+            workers.push(scope.spawn(move || {
+                let sent = send_all(api, &batches, progress, summary, stop);
+                if sent.is_err() {
+                    // The other connections need not go on with what is incomplete anyway.
+                    stop.store(true, Ordering::Release);
+                }
+                sent
+            }));
         }
-        let dealt = deal(input, batch, senders);
+        let dealt = deal(input, batch, senders, stop);
         for worker in workers {
             worker.join().unwrap_or_else(|_| {
                 Err(Failure::new(exit::INTERNAL, "a connection's thread panicked"))
             })?;
         }
         dealt
-    })?;
-    Ok(summary.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner))
+    });
+    let summary = summary.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    match result {
+        Ok(()) => Ok(summary),
+        Err(failure) => {
+            let text = format!("{failure}; {} records were written", summary.records);
+            Err(Failure::new(failure.code, text))
+        }
+    }
 }
 
-/// Reads lines and deals them to connections by key. Ends early if a connection failed.
+/// Reads lines and deals them to connections by key. Ends early if it is to stop, or if a connection
+/// failed.
 fn deal(
     mut input: impl BufRead,
     batch: usize,
     senders: Vec<SyncSender<Batch>>,
+    stop: &AtomicBool,
 ) -> Result<(), Failure> {
     let mut batches: Vec<Batch> = senders.iter().map(|_| Batch::new()).collect();
     let mut line = Vec::new();
     for number in 1.. {
         line.clear();
+        if stop.load(Ordering::Acquire) {
+            return Ok(());
+        }
         if input.read_until(b'\n', &mut line)? == 0 {
             break;
         }
@@ -227,12 +233,13 @@ fn lane_of(line: &[u8], lanes: usize) -> usize {
 fn send_all(
     api: &Api,
     batches: &Receiver<Batch>,
-    progress: &ProgressBar,
+    progress: &Progress,
     summary: &Mutex<Summary>,
+    stop: &AtomicBool,
 ) -> Result<(), Failure> {
     while let Ok(batch) = batches.recv() {
-        let receipt = send(api, &batch)?;
-        progress.inc(batch.lines.len() as u64);
+        let Some(receipt) = send(api, &batch, stop)? else { return Ok(()) };
+        progress.add(batch.lines.len() as u64);
         let mut summary = summary.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         summary.records += batch.lines.len() as u64;
         let size = receipt["size"].as_u64().unwrap_or(0);
@@ -244,15 +251,15 @@ fn send_all(
     Ok(())
 }
 
-/// Sends a batch until it is answered.
-fn send(api: &Api, batch: &Batch) -> Result<Value, Failure> {
+/// Sends a batch until it is answered; `None` if it was stopped before.
+fn send(api: &Api, batch: &Batch, stop: &AtomicBool) -> Result<Option<Value>, Failure> {
     let key = format!("import-{}", hex::encode(rand::random::<[u8; 16]>()));
     let headers = [("content-type", "application/x-ndjson"), ("idempotency-key", key.as_str())];
     let deadline = Instant::now() + TRY_FOR;
     let mut pause = Duration::from_millis(100);
-    loop {
+    while !stop.load(Ordering::Acquire) {
         let (failure, wait) = match api.send("POST", "/v1/batch", &headers, &batch.body) {
-            Ok(answer) if answer.status.is_success() => return answer.json(),
+            Ok(answer) if answer.status.is_success() => return answer.json().map(Some),
             Ok(answer) if answer.failure().code == exit::DATA => {
                 return Err(name_line(&answer, batch));
             }
@@ -262,9 +269,13 @@ fn send(api: &Api, batch: &Batch) -> Result<Value, Failure> {
         if Instant::now() + wait > deadline {
             return Err(failure);
         }
-        std::thread::sleep(wait);
+        let resume = Instant::now() + wait;
+        while Instant::now() < resume && !stop.load(Ordering::Acquire) {
+            std::thread::sleep(STOP_INTERVAL.min(wait));
+        }
         pause = (pause * 2).min(PAUSE_MAX);
     }
+    Ok(None)
 }
 
 /// A refusal with the line's number in the file instead of in the batch.
@@ -291,7 +302,7 @@ mod tests {
     fn a_key_keeps_its_lane_and_lines_their_numbers() {
         let text = "{\"key\":\"a\",\"value\":\"1\"}\n\n{\"key\":\"b\",\"value\":\"1\"}\n{\"key\":\"a\",\"value\":\"2\"}";
         let (senders, receivers): (Vec<_>, Vec<_>) = (0..4).map(|_| sync_channel(8)).unzip();
-        deal(text.as_bytes(), 10, senders).unwrap();
+        deal(text.as_bytes(), 10, senders, &AtomicBool::new(false)).unwrap();
         let batches: Vec<Batch> = receivers.iter().flat_map(|lane| lane.try_iter()).collect();
         let of_a: Vec<&Batch> = batches.iter().filter(|batch| batch.lines.contains(&1)).collect();
         assert!(of_a[0].lines.contains(&4), "both writes of 'a' go the same way");

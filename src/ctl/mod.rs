@@ -6,6 +6,7 @@ mod health;
 mod http;
 mod import;
 mod keys;
+mod progress;
 mod status;
 mod values;
 mod wait;
