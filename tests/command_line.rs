@@ -608,3 +608,81 @@ fn an_import_says_how_far_it_is() {
     assert!(rest.last().unwrap().starts_with("imported 1 records in "), "{rest:?}");
     assert!(child.wait().unwrap().success());
 }
+
+/// Numbers of processes whose command line contains `text`.
+fn processes(text: &str) -> Vec<i32> {
+    let numbers = names(Path::new("/proc")).into_iter().filter_map(|name| name.parse().ok());
+    numbers
+        .filter(|number| {
+            let line = std::fs::read(format!("/proc/{number}/cmdline")).unwrap_or_default();
+            String::from_utf8_lossy(&line).contains(text)
+        })
+        .collect()
+}
+
+#[test]
+fn a_demo_that_is_stopped_leaves_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let records = directory.path().join("records.ndjson");
+    std::fs::write(&records, common::numbered("demo", 0, 400_000)).unwrap();
+    let temporary = directory.path().join("temporary");
+    std::fs::create_dir(&temporary).unwrap();
+    for (number, name) in [
+        (1, rustix::process::Signal::HUP),
+        (2, rustix::process::Signal::INT),
+        (15, rustix::process::Signal::TERM),
+    ] {
+        let mut child = command("syncctl")
+            .args(["demo", "--exit", "--records"])
+            .arg(&records)
+            .env("TMPDIR", &temporary)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+        assert!(lines.any(|line| line.starts_with("started  client")));
+        // It imports now, which takes much longer than this test does.
+        signal(&child, name);
+        let last = lines.last().unwrap();
+        let status = wait_for("the demo ends", || child.try_wait().unwrap());
+        let left = processes(&temporary.display().to_string());
+        for process in &left {
+            let process = rustix::process::Pid::from_raw(*process).unwrap();
+            let _ = rustix::process::kill_process(process, rustix::process::Signal::KILL);
+        }
+        assert!(left.is_empty(), "children of {name:?} run on");
+        assert_eq!(status.code(), Some(128 + number), "{last}");
+        assert!(last.contains("stopped before the comparison"), "{last}");
+        assert!(names(&temporary).is_empty(), "the directory is removed");
+    }
+}
+
+#[test]
+fn a_demo_compares_both_sides_with_what_was_written() {
+    let directory = tempfile::tempdir().unwrap();
+    let write = |name: &str, lines: &[&str]| {
+        let file = directory.path().join(name);
+        std::fs::write(&file, lines.join("\n")).unwrap();
+        file.display().to_string()
+    };
+    let records = write(
+        "records",
+        &[
+            r#"{"key":"a","value":"1"}"#,
+            r#"{"key":"b","value":"1"}"#,
+            r#"{"key":"b","delete":true}"#,
+            r#"{"key_b64":"/w==","value_b64":"/w=="}"#,
+            r#"{"key":"c","value":"1"}"#,
+        ],
+    );
+    let updates =
+        write("updates", &[r#"{"key_b64":"YQ==","delete":true}"#, r#"{"key":"c","value":"2"}"#]);
+    let demo = ["demo", "--exit", "--records", &records, "--updates", &updates];
+    let output = command("syncctl").args(demo).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    for part in ["roots are equal", "publisher's 2 records are the", "replica's 2 records are the"]
+    {
+        assert!(text.contains(part), "'{part}' is not in {text}");
+    }
+}
