@@ -686,3 +686,32 @@ fn a_demo_compares_both_sides_with_what_was_written() {
         assert!(text.contains(part), "'{part}' is not in {text}");
     }
 }
+
+#[test]
+fn syncctl_reads_flags_from_the_environment() {
+    let directory = tempfile::tempdir().unwrap();
+    let (missing, key) = (directory.path().join("missing"), directory.path().join("a.key"));
+    let run = |arguments: &[&str], variables: &[(&str, &Path)]| {
+        let mut command = command("syncctl");
+        let output = command.args(arguments).envs(variables.iter().copied()).output().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
+    };
+    let variable = |name, value| (name, Path::new(value));
+    let (code, _, error) = run(&["import", "-"], &[variable("SYNCD_BATCH", "0")]);
+    assert_eq!((code, error.contains("invalid value '0' for --batch")), (64, true), "{error}");
+    let (code, _, error) = run(&["demo"], &[("SYNCD_RECORDS", &missing)]);
+    assert_eq!((code, error.contains("missing")), (74, true), "{error}");
+    let (code, _, error) = run(&["status"], &[variable("SYNCD_JSON", "perhaps")]);
+    assert_eq!((code, error.contains("--json"), error.lines().count()), (64, true, 1), "{error}");
+    // A flag that says no is as one that is not there.
+    let (code, ..) = run(&["keygen"], &[("SYNCD_OUTPUT", &key), variable("SYNCD_PEM", "false")]);
+    assert_eq!(code, 0);
+    assert!(!std::fs::read_to_string(&key).unwrap().contains("BEGIN"));
+    let pem = directory.path().join("a.pem");
+    assert_eq!(run(&["keygen"], &[("SYNCD_OUTPUT", &pem), variable("SYNCD_PEM", "1")]).0, 0);
+    assert!(std::fs::read_to_string(&pem).unwrap().contains("BEGIN"));
+    let (_, help, _) = run(&["wait", "--help"], &[("SYNCD_TOKEN_FILE", &key)]);
+    assert!(help.contains("SYNCD_TIMEOUT") && help.contains("SYNCD_TOKEN_FILE"), "{help}");
+    assert!(!help.contains(std::fs::read_to_string(&key).unwrap().trim()));
+}

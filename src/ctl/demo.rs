@@ -12,7 +12,7 @@ use crate::{
     database::types::{Change, VALUE_LENGTH_MAX},
     exit,
 };
-use clap::Args;
+use clap::{Args, builder::BoolishValueParser};
 use serde_json::Value;
 use std::{
     collections::HashMap,
@@ -47,16 +47,16 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 #[derive(Debug, Args)]
 pub struct DemoArgs {
     /// End after the comparison instead of running on
-    #[arg(long)]
+    #[arg(long, env = "SYNCD_EXIT", value_parser = BoolishValueParser::new())]
     exit: bool,
     /// Import this NDJSON file instead of the package index
-    #[arg(long)]
+    #[arg(long, env = "SYNCD_RECORDS")]
     records: Option<PathBuf>,
     /// Apply this NDJSON file instead of the security updates
-    #[arg(long)]
+    #[arg(long, env = "SYNCD_UPDATES")]
     updates: Option<PathBuf>,
     /// Keep the temporary directory
-    #[arg(long)]
+    #[arg(long, env = "SYNCD_KEEP", value_parser = BoolishValueParser::new())]
     keep: bool,
 }
 

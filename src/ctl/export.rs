@@ -19,7 +19,7 @@ use tempfile::NamedTempFile;
 #[derive(Debug, Args)]
 pub struct ExportArgs {
     /// File to write, replaced when the export is complete; - is standard output
-    #[arg(short, long, default_value = "-")]
+    #[arg(short, long, env = "SYNCD_OUTPUT", default_value = "-")]
     output: PathBuf,
     #[command(flatten)]
     api: ApiArgs,

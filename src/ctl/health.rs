@@ -2,20 +2,20 @@
 
 use super::{Failure, http::Api};
 use crate::config;
-use clap::Args;
+use clap::{Args, builder::BoolishValueParser};
 use std::time::Duration;
 
 /// Arguments of `health`.
 #[derive(Debug, Args)]
 pub struct HealthArgs {
     /// URL of the metrics port
-    #[arg(long, env = "SYNCD_HEALTH_URL", default_value = "http://127.0.0.1:9090")]
+    #[arg(long, env = "SYNCD_URL", default_value = "http://127.0.0.1:9090")]
     url: String,
     /// Ask whether it is alive instead of ready
-    #[arg(long)]
+    #[arg(long, env = "SYNCD_LIVE", value_parser = BoolishValueParser::new())]
     live: bool,
     /// How long the answer may take (like 2s)
-    #[arg(long, default_value = "2s", value_parser = config::interval)]
+    #[arg(long, env = "SYNCD_TIMEOUT", default_value = "2s", value_parser = config::interval)]
     timeout: Duration,
 }
 

@@ -38,10 +38,10 @@ pub struct ImportArgs {
     /// NDJSON file with a record a line; - is standard input
     file: PathBuf,
     /// Records in one commit
-    #[arg(long, default_value_t = 1000)]
+    #[arg(long, env = "SYNCD_BATCH", default_value_t = 1000)]
     batch: usize,
     /// Connections
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, env = "SYNCD_CONNECTIONS", default_value_t = 1)]
     connections: usize,
     #[command(flatten)]
     api: ApiArgs,

@@ -2,20 +2,20 @@
 
 use super::Failure;
 use crate::{config::default_storage_dir, exit, keys};
-use clap::Args;
+use clap::{Args, builder::BoolishValueParser};
 use std::path::PathBuf;
 
 /// Arguments of `keygen`.
 #[derive(Debug, Args)]
 pub struct KeygenArgs {
     /// File for the private key; must not exist
-    #[arg(short, long, default_value = "identity.key")]
+    #[arg(short, long, env = "SYNCD_OUTPUT", default_value = "identity.key")]
     output: PathBuf,
     /// Write PEM (PKCS#8) instead of hex
-    #[arg(long)]
+    #[arg(long, env = "SYNCD_PEM", value_parser = BoolishValueParser::new())]
     pem: bool,
     /// Also write the public half to this file
-    #[arg(long)]
+    #[arg(long, env = "SYNCD_PUBLIC")]
     public: Option<PathBuf>,
 }
 

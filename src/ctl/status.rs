@@ -2,7 +2,7 @@
 
 use super::{ApiArgs, CLIENT_API, Failure, SERVER_API, http::Api};
 use crate::{config, exit};
-use clap::Args;
+use clap::{Args, builder::BoolishValueParser};
 use comfy_table::{Table, presets::UTF8_BORDERS_ONLY};
 use serde_json::{Value, json};
 use std::{path::PathBuf, time::Duration};
@@ -17,13 +17,13 @@ pub struct StatusArgs {
     #[arg(long, env = "SYNCD_TOKEN_FILE")]
     token_file: Option<PathBuf>,
     /// How long one request may take (like 5s)
-    #[arg(long, default_value = "5s", value_parser = config::interval)]
+    #[arg(long, env = "SYNCD_REQUEST_TIMEOUT", default_value = "5s", value_parser = config::interval)]
     request_timeout: Duration,
     /// One JSON object for each API
-    #[arg(long)]
+    #[arg(long, env = "SYNCD_JSON", value_parser = BoolishValueParser::new())]
     json: bool,
     /// Again every second
-    #[arg(long)]
+    #[arg(long, env = "SYNCD_WATCH", value_parser = BoolishValueParser::new())]
     watch: bool,
 }
 

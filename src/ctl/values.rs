@@ -25,7 +25,7 @@ pub struct GetArgs {
     /// The key
     key: String,
     /// Wait until the state has so many operations
-    #[arg(long)]
+    #[arg(long, env = "SYNCD_MIN_SIZE")]
     min_size: Option<u64>,
     #[command(flatten)]
     api: ApiArgs,

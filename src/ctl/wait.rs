@@ -18,13 +18,13 @@ pub struct WaitArgs {
     #[arg(long, env = "SYNCD_API", default_value = CLIENT_API)]
     api: String,
     /// URL of the server's API: wait for the size that it has now
-    #[arg(long)]
+    #[arg(long, env = "SYNCD_SERVER_API")]
     server_api: Option<String>,
     /// Wait for this size
-    #[arg(long)]
+    #[arg(long, env = "SYNCD_SIZE")]
     size: Option<u64>,
     /// How long at most (like 60s)
-    #[arg(long, default_value = "60s", value_parser = config::interval)]
+    #[arg(long, env = "SYNCD_TIMEOUT", default_value = "60s", value_parser = config::interval)]
     timeout: Duration,
     /// Bearer token, in a file
     #[arg(long, env = "SYNCD_TOKEN_FILE")]
