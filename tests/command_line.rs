@@ -194,6 +194,21 @@ fn wrong_use_is_named() {
             &["holds no server's storage"],
         ),
         case("syncctl", &["keygen", "-o", &file], 74, &[&file]),
+        case(
+            "syncctl",
+            &["keygen", "-o", &missing, "--public", ".."],
+            64,
+            &["'..' for --public: a file"],
+        ),
+        case("syncctl", &["get", "a", "--token-file", &missing], 64, &["--token-file", &missing]),
+        case("syncctl", &["get", "a", "--api", "http://"], 64, &["http://", "--api"]),
+        case("syncctl", &["get", "a", "--api", "http://u:p@h"], 64, &["--api", "(secret)"]),
+        case("syncctl", &["health", "--url", "ftp://x"], 64, &["ftp://x", "--url"]),
+        case("syncctl", &["wait", "--server-api", "nonsense"], 64, &["nonsense", "--server-api"]),
+        case("syncctl", &["put", "a", &format!("@{missing}")], 74, &[&missing]),
+        case("syncctl", &["put", "a", "@/dev/zero"], 65, &["/dev/zero", "65536"]),
+        case("syncctl", &["import", &root.display().to_string()], 74, &["line 1 cannot be read"]),
+        case("syncctl", &["import", "/dev/zero"], 65, &["line 1 cannot be read", "longer"]),
     ];
     for case in &cases {
         check(case, root);
@@ -204,6 +219,7 @@ fn wrong_use_is_named() {
         assert!(command(binary).arg(arguments).output().unwrap().status.success());
     }
     assert!(!root.join("syncd").exists(), "a wrong command line makes no file");
+    assert!(!root.join("missing").exists(), "a wrong command line makes no key");
 }
 
 fn free_port() -> u16 {
@@ -442,6 +458,12 @@ fn syncctl_works_on_a_pair() {
     let status: serde_json::Value = serde_json::from_str(json.lines().next().unwrap()).unwrap();
     assert_eq!(status["status"]["role"], "client");
     assert_eq!(run(&["health", "--url", &server.metrics]).0, 0);
+    // What answers there is something else.
+    assert_eq!(run(&["get", "a", "--api", &server.metrics]).0, 65);
+    let (code, _, error) = run(&["wait", "--api", &server.api]);
+    assert_eq!((code, error.contains("--api")), (64, true), "{error}");
+    let (code, table, _) = run(&["status", "--api", &server.metrics]);
+    assert_eq!((code, table.contains("refused")), (65, true), "{table}");
     // A wrong line is named by its number in the file.
     let file = directory.path().join("wrong.ndjson");
     let mut text = String::from_utf8(common::numbered("x", 0, 25)).unwrap();
@@ -450,7 +472,7 @@ fn syncctl_works_on_a_pair() {
     let file = file.display().to_string();
     let (code, _, error) = run(&["import", &file, "--batch", "10", "--api", &server.api]);
     assert_eq!(code, 65);
-    assert!(error.contains("line 26"), "{error}");
+    assert!(error.contains("line 26") && error.contains("20 records were written"), "{error}");
     let exported = directory.path().join("export.ndjson");
     let (code, ..) = run(&["export", "-o", &exported.display().to_string(), "--api", &client.api]);
     assert_eq!(code, 0);
@@ -714,4 +736,66 @@ fn syncctl_reads_flags_from_the_environment() {
     let (_, help, _) = run(&["wait", "--help"], &[("SYNCD_TOKEN_FILE", &key)]);
     assert!(help.contains("SYNCD_TIMEOUT") && help.contains("SYNCD_TOKEN_FILE"), "{help}");
     assert!(!help.contains(std::fs::read_to_string(&key).unwrap().trim()));
+}
+
+#[test]
+fn what_went_wrong_shows_in_the_exit_code() {
+    let answer = |text: &'static str| {
+        fake_api(move |mut stream| {
+            read_request(&stream);
+            let _ = stream.write_all(text.as_bytes());
+            // Holds the connection until the other side gives up.
+            let _ = stream.read(&mut [0]);
+        })
+    };
+    let run = |arguments: &[&str], api: &str, stdout: Stdio| {
+        let mut command = command("syncctl");
+        command.args(arguments).args(["--api", api, "--request-timeout", "500ms"]);
+        // A proxy is not asked about this machine.
+        command.env("ALL_PROXY", "http://127.0.0.1:9").stdout(stdout).stderr(Stdio::piped());
+        let output = command.output().unwrap();
+        (output.status.code().unwrap(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let full = || Stdio::from(std::fs::File::options().write(true).open("/dev/full").unwrap());
+    let value = answer("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}");
+    assert_eq!(run(&["get", "a"], &value, Stdio::null()), (0, String::new()));
+    for command in [&["get", "a"][..], &["put", "a", "1"], &["status"], &["status", "--json"]] {
+        let (code, error) = run(command, &value, full());
+        assert_eq!((code, error.contains("standard output")), (74, true), "{command:?}: {error}");
+    }
+    // A body that stands still.
+    let (code, error) = run(
+        &["get", "a"],
+        &answer("HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf"),
+        Stdio::null(),
+    );
+    assert_eq!(code, 75, "{error}");
+    // A state that has not come so far yet.
+    let (code, error) = run(
+        &["get", "a", "--min-size", "9"],
+        &answer("HTTP/1.1 412 Precondition Failed\r\ncontent-length: 0\r\n\r\n"),
+        Stdio::null(),
+    );
+    assert_eq!(code, 75, "{error}");
+    // A proxy's 404 does not mean that the key is absent.
+    let (code, error) = run(
+        &["get", "a"],
+        &answer("HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n"),
+        Stdio::null(),
+    );
+    assert_eq!(code, 65, "{error}");
+}
+
+#[test]
+fn an_answer_that_is_too_large_is_not_cut() {
+    let api = fake_api(|mut stream| {
+        read_request(&stream);
+        let length = 17 << 20;
+        write!(stream, "HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n").unwrap();
+        let _ = stream.write_all(&vec![b'x'; length]);
+    });
+    let output = command("syncctl").args(["get", "a", "--api", &api]).output().unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(65), "{error}");
+    assert!(error.contains("larger than 16777216 bytes"), "{error}");
 }

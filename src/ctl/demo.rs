@@ -141,7 +141,7 @@ fn play(
     say("syncd demo: a publisher, a verified replica, real records\n");
     let server = stage.start_server()?;
     let client = stage.start_client(&server)?;
-    let api = |url: &str| Api::to(&format!("http://{url}"), None, REQUEST_TIMEOUT);
+    let api = |url: &str| Api::without_token("demo", &format!("http://{url}"), REQUEST_TIMEOUT);
     let (server_api, client_api) = (api(&server.api)?, api(&client.api)?);
     say(format!("started  server  api {}  metrics {}", server.api, server.metrics));
     say(format!("started  client  api {}  metrics {}\n", client.api, client.metrics));

@@ -1,6 +1,6 @@
 //! `export`: all or nothing. A file gets its name once the whole export is in it.
 
-use super::{ApiArgs, Failure, http::Api, progress::Progress};
+use super::{ApiArgs, Failure, http::Api, lines, progress::Progress};
 use crate::exit;
 use clap::Args;
 use signal_hook::{
@@ -158,9 +158,8 @@ pub fn read_lines(
         Failure::new(exit::TEMPORARY, text)
     };
     loop {
-        line.clear();
-        let read = input.read_until(b'\n', &mut line);
-        if read.map_err(|error| incomplete(records, error.to_string()))? == 0 {
+        let read = lines::read_line(&mut input, &mut line);
+        if !read.map_err(|error| incomplete(records, error.to_string()))? {
             return Ok(records);
         }
         if line.last() != Some(&b'\n') {

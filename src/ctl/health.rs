@@ -1,6 +1,6 @@
 //! `health`.
 
-use super::{Failure, http::Api};
+use super::{Failure, http::Api, output::print_line};
 use crate::config;
 use clap::{Args, builder::BoolishValueParser};
 use std::time::Duration;
@@ -19,19 +19,13 @@ pub struct HealthArgs {
     timeout: Duration,
 }
 
-/// Exit code 0 or 1, as probes want it.
+/// Exit code 0 or 1, as probes want it; 64 for a wrong command line.
 pub fn run(args: &HealthArgs) -> Result<(), Failure> {
     let path = if args.live { "/livez" } else { "/readyz" };
     let url = args.url.trim_end_matches('/').trim_end_matches(path);
     let unhealthy = |message: String| Failure::new(1, message);
-    let answer = Api::to(url, None, args.timeout)
-        .and_then(|api| api.get(path))
-        .map_err(|failure| unhealthy(failure.message))?;
+    let api = Api::without_token("--url", url, args.timeout)?;
+    let answer = api.get(path).map_err(|failure| unhealthy(failure.message))?;
     let body = String::from_utf8_lossy(&answer.body).into_owned();
-    if answer.status.is_success() {
-        println!("{body}");
-        Ok(())
-    } else {
-        Err(unhealthy(body))
-    }
+    if answer.status.is_success() { print_line(body) } else { Err(unhealthy(body)) }
 }

@@ -4,14 +4,14 @@
 //! same way and stay in order. Each batch carries an idempotency key of its own, so a batch whose answer
 //! was lost is sent again without being written twice; a later import is another one.
 
-use super::{ApiArgs, Failure, http::Api, progress::Progress};
+use super::{ApiArgs, Failure, http::Api, lines, output::print_line, progress::Progress};
 use crate::{api::ndjson, database::types::Change, exit};
 use clap::Args;
 use serde_json::Value;
 use std::{
     fs::File,
     hash::{DefaultHasher, Hash as _, Hasher as _},
-    io::{BufRead, BufReader, Read},
+    io::{BufRead, BufReader, Error, ErrorKind, Read},
     path::{Path, PathBuf},
     sync::{
         Mutex,
@@ -103,14 +103,17 @@ pub fn run(args: &ImportArgs) -> Result<(), Failure> {
     let summary = import(&api, input, args.batch, args.connections, &progress, &stop)?;
     progress.finish();
     let seconds = started.elapsed().as_secs_f64();
-    println!(
+    if summary.records == 0 {
+        // No commit, so nothing is known of the database.
+        return print_line("0 records");
+    }
+    print_line(format!(
         "{} records in {seconds:.2} s ({:.0} records/s); {} operations, root {}",
         summary.records,
         summary.records as f64 / seconds.max(1e-9),
         summary.size,
         summary.root
-    );
-    Ok(())
+    ))
 }
 
 /// Records of a file, for the bar; `None` for a pipe.
@@ -119,16 +122,12 @@ fn count_lines(path: &Path) -> Option<u64> {
         .ok()
         .filter(|file| file.metadata().is_ok_and(|metadata| metadata.is_file()))?;
     let mut reader = BufReader::with_capacity(1 << 20, file);
-    let mut lines = 0;
-    loop {
-        let chunk = reader.fill_buf().ok()?;
-        if chunk.is_empty() {
-            return Some(lines);
-        }
-        lines += chunk.iter().filter(|byte| **byte == b'\n').count() as u64;
-        let read = chunk.len();
-        reader.consume(read);
+    let mut line = Vec::new();
+    let mut records = 0;
+    while lines::read_line(&mut reader, &mut line).ok()? {
+        records += u64::from(!line.trim_ascii().is_empty());
     }
+    Some(records)
 }
 
 /// Imports records from `input`. Ends early, with what is written by then, once `stop` is set.
@@ -186,11 +185,11 @@ fn deal(
     let mut batches: Vec<Batch> = senders.iter().map(|_| Batch::new()).collect();
     let mut line = Vec::new();
     for number in 1.. {
-        line.clear();
         if stop.load(Ordering::Acquire) {
             return Ok(());
         }
-        if input.read_until(b'\n', &mut line)? == 0 {
+        let read = lines::read_line(&mut input, &mut line);
+        if !read.map_err(|error| unreadable(number, &error))? {
             break;
         }
         if line.trim_ascii().is_empty() {
@@ -215,6 +214,11 @@ fn deal(
         }
     }
     Ok(())
+}
+
+fn unreadable(number: usize, error: &Error) -> Failure {
+    let code = if error.kind() == ErrorKind::InvalidData { exit::DATA } else { exit::IO };
+    Failure::new(code, format!("line {number} cannot be read: {error}"))
 }
 
 /// Which connection a line goes to. A line that cannot be read goes anywhere: the server names
@@ -264,6 +268,7 @@ fn send(api: &Api, batch: &Batch, stop: &AtomicBool) -> Result<Option<Value>, Fa
                 return Err(name_line(&answer, batch));
             }
             Ok(answer) => (answer.failure(), answer.retry_after.unwrap_or(pause)),
+            Err(failure) if failure.code != exit::TEMPORARY => return Err(failure),
             Err(failure) => (failure, pause),
         };
         if Instant::now() + wait > deadline {

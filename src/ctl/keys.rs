@@ -1,9 +1,12 @@
 //! `keygen`, `new-epoch`.
 
-use super::Failure;
-use crate::{config::default_storage_dir, exit, keys};
+use super::{Failure, output::print_line};
+use crate::{
+    config::{default_storage_dir, invalid},
+    keys,
+};
 use clap::{Args, builder::BoolishValueParser};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Arguments of `keygen`.
 #[derive(Debug, Args)]
@@ -21,21 +24,22 @@ pub struct KeygenArgs {
 
 /// Makes a key.
 pub fn keygen(args: &KeygenArgs) -> Result<(), Failure> {
+    // Checked before a file is made.
+    let public_file = args.public.as_deref().map(directory_and_name).transpose()?;
     let key = keys::generate();
     keys::write_private(&args.output, &key, args.pem)?;
     let public = keys::public_hex(&key);
-    if let Some(path) = &args.public {
-        let name = path.file_name().and_then(|name| name.to_str()).ok_or_else(|| {
-            Failure::new(
-                exit::USAGE,
-                format!("invalid value '{}' for --public: a file", path.display()),
-            )
-        })?;
-        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-        keys::write_public_file(parent.unwrap_or(".".as_ref()), name, &public)?;
+    if let Some((directory, name)) = public_file {
+        keys::write_public_file(directory, name, &public)?;
     }
-    println!("{public}");
-    Ok(())
+    print_line(public)
+}
+
+fn directory_and_name(path: &Path) -> Result<(&Path, &str), Failure> {
+    let name = path.file_name().and_then(|name| name.to_str()).filter(|_| !path.is_dir());
+    let name = name.ok_or_else(|| invalid("--public", path.display(), "a file"))?;
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    Ok((directory.unwrap_or(".".as_ref()), name))
 }
 
 /// Arguments of `new-epoch`.
@@ -56,7 +60,7 @@ pub fn new_epoch(args: &NewEpochArgs) -> Result<(), Failure> {
         None => default_storage_dir("server")?,
     };
     let id = crate::server::new_epoch(&directory, args.publisher_key.as_deref())?;
-    println!("{id}");
+    print_line(id)?;
     eprintln!(
         "clients refuse the new identity until an operator stops them and removes their storage directory"
     );

@@ -6,6 +6,8 @@ mod health;
 mod http;
 mod import;
 mod keys;
+mod lines;
+mod output;
 mod progress;
 mod status;
 mod values;
