@@ -4,7 +4,12 @@
 mod common;
 
 use common::{BYTES, Daemon, NDJSON, command, get, send, wait_for};
-use std::{net::TcpListener, path::Path, process::Stdio};
+use std::{
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::{TcpListener, TcpStream},
+    path::Path,
+    process::{Child, Stdio},
+};
 
 struct Case {
     binary: &'static str,
@@ -200,6 +205,21 @@ fn wrong_use_is_named() {
             &["is no storage directory of a daemon"],
         ),
         case("syncctl", &["keygen", "-o", &file], 74, &[&file]),
+        case(
+            "syncctl",
+            &["keygen", "-o", &missing, "--public", ".."],
+            64,
+            &["'..' for --public: a file"],
+        ),
+        case("syncctl", &["get", "a", "--token-file", &missing], 64, &["--token-file", &missing]),
+        case("syncctl", &["get", "a", "--api", "http://"], 64, &["http://", "--api"]),
+        case("syncctl", &["get", "a", "--api", "http://u:p@h"], 64, &["--api", "(secret)"]),
+        case("syncctl", &["health", "--url", "ftp://x"], 64, &["ftp://x", "--url"]),
+        case("syncctl", &["wait", "--server-api", "nonsense"], 64, &["nonsense", "--server-api"]),
+        case("syncctl", &["put", "a", &format!("@{missing}")], 74, &[&missing]),
+        case("syncctl", &["put", "a", "@/dev/zero"], 65, &["/dev/zero", "65536"]),
+        case("syncctl", &["import", &root.display().to_string()], 74, &["line 1 cannot be read"]),
+        case("syncctl", &["import", "/dev/zero"], 65, &["line 1 cannot be read", "longer"]),
     ];
     for case in &cases {
         check(case, root);
@@ -210,6 +230,7 @@ fn wrong_use_is_named() {
         assert!(command(binary).arg(arguments).output().unwrap().status.success());
     }
     assert!(!root.join("syncd").exists(), "a wrong command line makes no file");
+    assert!(!root.join("missing").exists(), "a wrong command line makes no key");
 }
 
 fn free_port() -> u16 {
@@ -587,6 +608,12 @@ fn syncctl_works_on_a_pair() {
     let status: serde_json::Value = serde_json::from_str(json.lines().next().unwrap()).unwrap();
     assert_eq!(status["status"]["role"], "client");
     assert_eq!(run(&["health", "--url", &server.metrics]).0, 0);
+    // What answers there is something else.
+    assert_eq!(run(&["get", "a", "--api", &server.metrics]).0, 65);
+    let (code, _, error) = run(&["wait", "--api", &server.api]);
+    assert_eq!((code, error.contains("--api")), (64, true), "{error}");
+    let (code, table, _) = run(&["status", "--api", &server.metrics]);
+    assert_eq!((code, table.contains("refused")), (65, true), "{table}");
     // A wrong line is named by its number in the file.
     let file = directory.path().join("wrong.ndjson");
     let mut text = String::from_utf8(common::numbered("x", 0, 25)).unwrap();
@@ -595,7 +622,7 @@ fn syncctl_works_on_a_pair() {
     let file = file.display().to_string();
     let (code, _, error) = run(&["import", &file, "--batch", "10", "--api", &server.api]);
     assert_eq!(code, 65);
-    assert!(error.contains("line 26"), "{error}");
+    assert!(error.contains("line 26") && error.contains("20 records were written"), "{error}");
     client.wait_equal(&server);
     let exported = directory.path().join("export.ndjson");
     let (code, ..) = run(&["export", "-o", &exported.display().to_string(), "--api", &client.api]);
@@ -630,4 +657,296 @@ fn keys_and_a_new_epoch() {
     let key = directory.path().join("key.pem").display().to_string();
     let output = command("syncctl").args(["keygen", "--pem", "-o", &key]).output().unwrap();
     assert_eq!(String::from_utf8(output.stdout).unwrap().trim().len(), 64);
+}
+
+/// An API whose connections are answered by `serve`, as no real daemon does it.
+fn fake_api(serve: impl Fn(TcpStream) + Send + Sync + 'static) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || listener.incoming().for_each(|stream| serve(stream.unwrap())));
+    format!("http://{address}")
+}
+
+/// Reads a request; its body.
+fn read_request(stream: &TcpStream) -> Vec<u8> {
+    let mut reader = BufReader::new(stream);
+    let mut length = 0;
+    loop {
+        let mut line = String::new();
+        reader.read_line(&mut line).unwrap();
+        if line.trim().is_empty() {
+            break;
+        }
+        if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+            length = value.trim().parse().unwrap();
+        }
+    }
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body).unwrap();
+    body
+}
+
+const CHUNKED: &str =
+    "HTTP/1.1 200 OK\r\ncontent-type: application/x-ndjson\r\ntransfer-encoding: chunked\r\n\r\n";
+const RECORD: &str = "{\"key\":\"a\",\"value\":\"1\"}\n";
+
+/// Sends the first record of an export that has more.
+fn begin_export(mut stream: &TcpStream) {
+    read_request(stream);
+    write!(stream, "{CHUNKED}{:x}\r\n{RECORD}\r\n", RECORD.len()).unwrap();
+}
+
+fn signal(child: &Child, signal: rustix::process::Signal) {
+    let pid = rustix::process::Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
+    rustix::process::kill_process(pid, signal).unwrap();
+}
+
+/// Names in a directory.
+fn names(directory: &Path) -> Vec<String> {
+    let name = |entry: std::fs::DirEntry| entry.file_name().into_string().unwrap();
+    std::fs::read_dir(directory).unwrap().map(|entry| name(entry.unwrap())).collect()
+}
+
+#[test]
+fn an_incomplete_export_leaves_the_old_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("export.ndjson");
+    std::fs::write(&file, "old\n").unwrap();
+    let export = |api: &str| {
+        let mut command = command("syncctl");
+        command.args(["export", "--api", api, "--output"]).arg(&file).stderr(Stdio::piped());
+        command.spawn().unwrap()
+    };
+    let unharmed = || {
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "old\n");
+        assert_eq!(names(directory.path()), ["export.ndjson"], "nothing is left over");
+    };
+    // The server ends in the middle.
+    let output = export(&fake_api(|stream| begin_export(&stream))).wait_with_output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(75), "{text}");
+    assert!(text.contains("incomplete after 1 records"), "{text}");
+    unharmed();
+    // The operator ends it in the middle.
+    let api = fake_api(|stream| {
+        begin_export(&stream);
+        let _ = (&stream).read(&mut [0]);
+    });
+    for (number, name) in [(2, rustix::process::Signal::INT), (15, rustix::process::Signal::TERM)] {
+        let child = export(&api);
+        wait_for("the export has begun", || (names(directory.path()).len() == 2).then_some(()));
+        signal(&child, name);
+        let output = child.wait_with_output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(128 + number), "{text}");
+        assert!(text.contains("interrupted"), "{text}");
+        unharmed();
+    }
+    // A complete one takes its place.
+    let api = fake_api(|stream| {
+        begin_export(&stream);
+        (&stream).write_all(b"0\r\n\r\n").unwrap();
+    });
+    assert!(export(&api).wait_with_output().unwrap().status.success());
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), RECORD);
+    assert_eq!(names(directory.path()), ["export.ndjson"]);
+}
+
+#[test]
+fn an_import_says_how_far_it_is() {
+    let api = fake_api(|stream| {
+        read_request(&stream);
+        let receipt = r#"{"size":1,"root":"00","sequence":1}"#;
+        let length = receipt.len();
+        write!(&stream, "HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n{receipt}").unwrap();
+    });
+    let mut child = command("syncctl")
+        .args(["import", "-", "--api", &api])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    // Nothing comes in yet, and yet there is a line.
+    let (sender, first) = std::sync::mpsc::channel();
+    let reader = std::thread::spawn(move || {
+        sender.send(lines.next()).unwrap();
+        lines.map(Result::unwrap).collect::<Vec<_>>()
+    });
+    let line = first.recv_timeout(common::DEADLINE).unwrap().unwrap().unwrap();
+    assert!(line.starts_with("imported 0 records in "), "{line}");
+    child.stdin.take().unwrap().write_all(RECORD.as_bytes()).unwrap();
+    let rest = reader.join().unwrap();
+    assert!(rest.last().unwrap().starts_with("imported 1 records in "), "{rest:?}");
+    assert!(child.wait().unwrap().success());
+}
+
+/// Numbers of processes whose command line contains `text`.
+fn processes(text: &str) -> Vec<i32> {
+    let numbers = names(Path::new("/proc")).into_iter().filter_map(|name| name.parse().ok());
+    numbers
+        .filter(|number| {
+            let line = std::fs::read(format!("/proc/{number}/cmdline")).unwrap_or_default();
+            String::from_utf8_lossy(&line).contains(text)
+        })
+        .collect()
+}
+
+#[test]
+fn a_demo_that_is_stopped_leaves_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let records = directory.path().join("records.ndjson");
+    std::fs::write(&records, common::numbered("demo", 0, 400_000)).unwrap();
+    let temporary = directory.path().join("temporary");
+    std::fs::create_dir(&temporary).unwrap();
+    for (number, name) in [
+        (1, rustix::process::Signal::HUP),
+        (2, rustix::process::Signal::INT),
+        (15, rustix::process::Signal::TERM),
+    ] {
+        let mut child = command("syncctl")
+            .args(["demo", "--exit", "--records"])
+            .arg(&records)
+            .env("TMPDIR", &temporary)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+        assert!(lines.any(|line| line.starts_with("started  client")));
+        // It imports now, which takes much longer than this test does.
+        signal(&child, name);
+        let last = lines.last().unwrap();
+        let status = wait_for("the demo ends", || child.try_wait().unwrap());
+        let left = processes(&temporary.display().to_string());
+        for process in &left {
+            let process = rustix::process::Pid::from_raw(*process).unwrap();
+            let _ = rustix::process::kill_process(process, rustix::process::Signal::KILL);
+        }
+        assert!(left.is_empty(), "children of {name:?} run on");
+        assert_eq!(status.code(), Some(128 + number), "{last}");
+        assert!(last.contains("stopped before the comparison"), "{last}");
+        assert!(names(&temporary).is_empty(), "the directory is removed");
+    }
+}
+
+#[test]
+fn a_demo_compares_both_sides_with_what_was_written() {
+    let directory = tempfile::tempdir().unwrap();
+    let write = |name: &str, lines: &[&str]| {
+        let file = directory.path().join(name);
+        std::fs::write(&file, lines.join("\n")).unwrap();
+        file.display().to_string()
+    };
+    let records = write(
+        "records",
+        &[
+            r#"{"key":"a","value":"1"}"#,
+            r#"{"key":"b","value":"1"}"#,
+            r#"{"key":"b","delete":true}"#,
+            r#"{"key_b64":"/w==","value_b64":"/w=="}"#,
+            r#"{"key":"c","value":"1"}"#,
+        ],
+    );
+    let updates =
+        write("updates", &[r#"{"key_b64":"YQ==","delete":true}"#, r#"{"key":"c","value":"2"}"#]);
+    let demo = ["demo", "--exit", "--records", &records, "--updates", &updates];
+    let output = command("syncctl").args(demo).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    for part in ["roots are equal", "publisher's 2 records are the", "replica's 2 records are the"]
+    {
+        assert!(text.contains(part), "'{part}' is not in {text}");
+    }
+}
+
+#[test]
+fn syncctl_reads_flags_from_the_environment() {
+    let directory = tempfile::tempdir().unwrap();
+    let (missing, key) = (directory.path().join("missing"), directory.path().join("a.key"));
+    let run = |arguments: &[&str], variables: &[(&str, &Path)]| {
+        let mut command = command("syncctl");
+        let output = command.args(arguments).envs(variables.iter().copied()).output().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
+    };
+    let variable = |name, value| (name, Path::new(value));
+    let (code, _, error) = run(&["import", "-"], &[variable("SYNCD_BATCH", "0")]);
+    assert_eq!((code, error.contains("invalid value '0' for --batch")), (64, true), "{error}");
+    let (code, _, error) = run(&["demo"], &[("SYNCD_RECORDS", &missing)]);
+    assert_eq!((code, error.contains("missing")), (74, true), "{error}");
+    let (code, _, error) = run(&["status"], &[variable("SYNCD_JSON", "perhaps")]);
+    assert_eq!((code, error.contains("--json"), error.lines().count()), (64, true, 1), "{error}");
+    // A flag that says no is as one that is not there.
+    let (code, ..) = run(&["keygen"], &[("SYNCD_OUTPUT", &key), variable("SYNCD_PEM", "false")]);
+    assert_eq!(code, 0);
+    assert!(!std::fs::read_to_string(&key).unwrap().contains("BEGIN"));
+    let pem = directory.path().join("a.pem");
+    assert_eq!(run(&["keygen"], &[("SYNCD_OUTPUT", &pem), variable("SYNCD_PEM", "1")]).0, 0);
+    assert!(std::fs::read_to_string(&pem).unwrap().contains("BEGIN"));
+    let (_, help, _) = run(&["wait", "--help"], &[("SYNCD_TOKEN_FILE", &key)]);
+    assert!(help.contains("SYNCD_TIMEOUT") && help.contains("SYNCD_TOKEN_FILE"), "{help}");
+    assert!(!help.contains(std::fs::read_to_string(&key).unwrap().trim()));
+}
+
+#[test]
+fn what_went_wrong_shows_in_the_exit_code() {
+    let answer = |text: &'static str| {
+        fake_api(move |mut stream| {
+            read_request(&stream);
+            let _ = stream.write_all(text.as_bytes());
+            // Holds the connection until the other side gives up.
+            let _ = stream.read(&mut [0]);
+        })
+    };
+    let run = |arguments: &[&str], api: &str, stdout: Stdio| {
+        let mut command = command("syncctl");
+        command.args(arguments).args(["--api", api, "--request-timeout", "500ms"]);
+        // A proxy is not asked about this machine.
+        command.env("ALL_PROXY", "http://127.0.0.1:9").stdout(stdout).stderr(Stdio::piped());
+        let output = command.output().unwrap();
+        (output.status.code().unwrap(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let full = || Stdio::from(std::fs::File::options().write(true).open("/dev/full").unwrap());
+    let value = answer("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}");
+    assert_eq!(run(&["get", "a"], &value, Stdio::null()), (0, String::new()));
+    for command in [&["get", "a"][..], &["put", "a", "1"], &["status"], &["status", "--json"]] {
+        let (code, error) = run(command, &value, full());
+        assert_eq!((code, error.contains("standard output")), (74, true), "{command:?}: {error}");
+    }
+    // A body that stands still.
+    let (code, error) = run(
+        &["get", "a"],
+        &answer("HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf"),
+        Stdio::null(),
+    );
+    assert_eq!(code, 75, "{error}");
+    // A state that has not come so far yet.
+    let (code, error) = run(
+        &["get", "a", "--min-size", "9"],
+        &answer("HTTP/1.1 412 Precondition Failed\r\ncontent-length: 0\r\n\r\n"),
+        Stdio::null(),
+    );
+    assert_eq!(code, 75, "{error}");
+    // A proxy's 404 does not mean that the key is absent.
+    let (code, error) = run(
+        &["get", "a"],
+        &answer("HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n"),
+        Stdio::null(),
+    );
+    assert_eq!(code, 65, "{error}");
+}
+
+#[test]
+fn an_answer_that_is_too_large_is_not_cut() {
+    let api = fake_api(|mut stream| {
+        read_request(&stream);
+        let length = 17 << 20;
+        write!(stream, "HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n").unwrap();
+        let _ = stream.write_all(&vec![b'x'; length]);
+    });
+    let output = command("syncctl").args(["get", "a", "--api", &api]).output().unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(65), "{error}");
+    assert!(error.contains("larger than 16777216 bytes"), "{error}");
 }

@@ -1,24 +1,29 @@
 //! `demo`: the product in one command, with real processes and real data.
 
 use super::{
-    Failure,
-    http::{Answer, Api, key_path},
-    import::{self, bar},
+    Failure, export,
+    http::{Api, key_path},
+    import,
+    progress::Progress,
     status,
 };
-use crate::{api::ndjson, database::types::Change, exit};
-use clap::Args;
+use crate::{
+    api::ndjson,
+    database::types::{Change, VALUE_LENGTH_MAX},
+    exit,
+};
+use clap::{Args, builder::BoolishValueParser};
 use serde_json::Value;
 use std::{
-    collections::BTreeMap,
+    collections::HashMap,
     fs::File,
-    io::{BufRead as _, BufReader, IsTerminal as _},
+    io::{BufReader, IsTerminal as _, Write as _},
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -29,6 +34,10 @@ const RECORDS: &[u8] = include_bytes!("../../examples/data/debian-packages.ndjso
 const UPDATES: &[u8] = include_bytes!("../../examples/data/debian-security-updates.ndjson");
 /// How long the processes may take to start, to catch up, or to stop.
 const DEADLINE: Duration = Duration::from_secs(60);
+/// How long one request may take: the processes are on this machine.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// Records imported in one commit.
+const IMPORT_BATCH: usize = 250;
 /// Updates in one commit.
 const UPDATE_BATCH: usize = 20;
 /// Pause between two looks.
@@ -38,7 +47,7 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 #[derive(Debug, Args)]
 pub struct DemoArgs {
     /// End after the comparison instead of running on
-    #[arg(long, env = "SYNCD_EXIT")]
+    #[arg(long, env = "SYNCD_EXIT", value_parser = BoolishValueParser::new())]
     exit: bool,
     /// Import this NDJSON file instead of the package index
     #[arg(long, env = "SYNCD_RECORDS")]
@@ -47,7 +56,7 @@ pub struct DemoArgs {
     #[arg(long, env = "SYNCD_UPDATES")]
     updates: Option<PathBuf>,
     /// Keep the temporary directory
-    #[arg(long, env = "SYNCD_KEEP")]
+    #[arg(long, env = "SYNCD_KEEP", value_parser = BoolishValueParser::new())]
     keep: bool,
 }
 
@@ -56,8 +65,12 @@ struct Stage {
     directory: Option<tempfile::TempDir>,
     path: PathBuf,
     children: Vec<(&'static str, Child)>,
-    stop: Arc<AtomicBool>,
+    /// Number of the signal that asked for the end, or 0.
+    stop: Arc<AtomicUsize>,
 }
+
+/// Keys and values.
+type Content = HashMap<Vec<u8>, Vec<u8>>;
 
 /// Where a child listens.
 struct Endpoints {
@@ -70,19 +83,20 @@ struct Endpoints {
 pub fn run(args: &DemoArgs) -> Result<(), Failure> {
     let records = load(args.records.as_deref(), RECORDS)?;
     let updates = load(args.updates.as_deref(), UPDATES)?;
-    let stop = Arc::new(AtomicBool::new(false));
-    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-    for signal in [SIGINT, SIGTERM, SIGHUP] {
-        signal_hook::flag::register(signal, stop.clone())?;
+    let mut content = Content::new();
+    apply(&mut content, &records, args.records.as_deref())?;
+    apply(&mut content, &updates, args.updates.as_deref())?;
+    let stop = Arc::new(AtomicUsize::new(0));
+    for signal in
+        [signal_hook::consts::SIGHUP, signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM]
+    {
+        let number = usize::try_from(signal).unwrap_or_default();
+        signal_hook::flag::register_usize(signal, stop.clone(), number)?;
     }
     let mut stage = Stage::new(args.keep, stop)?;
-    let result = play(&mut stage, args, &records, &updates);
+    let result = play(&mut stage, args, &records, &updates, &content);
     stage.end();
-    match result {
-        // Ctrl-C is how it is meant to end.
-        Err(failure) if failure.message.is_empty() => Ok(()),
-        result => result,
-    }
+    result
 }
 
 fn load(path: Option<&Path>, default: &[u8]) -> Result<Vec<u8>, Failure> {
@@ -91,15 +105,43 @@ fn load(path: Option<&Path>, default: &[u8]) -> Result<Vec<u8>, Failure> {
         .map_err(|error| Failure::new(exit::IO, format!("{}: {error}", path.display())))
 }
 
-fn say(text: impl AsRef<str>) {
-    eprintln!("{}", text.as_ref());
+/// Changes `content` as the lines say. A line that cannot be read ends the demonstration before it
+/// begins.
+fn apply(content: &mut Content, ndjson: &[u8], path: Option<&Path>) -> Result<(), Failure> {
+    for (index, line) in ndjson.split(|byte| *byte == b'\n').enumerate() {
+        let changes = ndjson::parse(line, VALUE_LENGTH_MAX, false).map_err(|_| {
+            let path = path.map(|path| format!("{}: ", path.display())).unwrap_or_default();
+            let text = format!("{path}line {} is no record that can be imported", index + 1);
+            Failure::new(exit::DATA, text)
+        })?;
+        for change in changes {
+            match change {
+                Change::Put { key, value } => content.insert(key, value),
+                Change::Delete { key } => content.remove(&key),
+                // Not written in NDJSON.
+                Change::Append { .. } => None,
+            };
+        }
+    }
+    Ok(())
 }
 
-fn play(stage: &mut Stage, args: &DemoArgs, records: &[u8], updates: &[u8]) -> Result<(), Failure> {
+/// Writes to stderr. A terminal that is gone is no reason to leave the children alone.
+fn say(text: impl AsRef<str>) {
+    let _ = writeln!(std::io::stderr(), "{}", text.as_ref());
+}
+
+fn play(
+    stage: &mut Stage,
+    args: &DemoArgs,
+    records: &[u8],
+    updates: &[u8],
+    content: &Content,
+) -> Result<(), Failure> {
     say("syncd demo: a publisher, a verified replica, real records\n");
     let server = stage.start_server()?;
     let client = stage.start_client(&server)?;
-    let api = |url: &str| Api::to(&format!("http://{url}"), None, Duration::from_secs(30));
+    let api = |url: &str| Api::without_token("demo", &format!("http://{url}"), REQUEST_TIMEOUT);
     let (server_api, client_api) = (api(&server.api)?, api(&client.api)?);
     say(format!("started  server  api {}  metrics {}", server.api, server.metrics));
     say(format!("started  client  api {}  metrics {}\n", client.api, client.metrics));
@@ -107,11 +149,11 @@ fn play(stage: &mut Stage, args: &DemoArgs, records: &[u8], updates: &[u8]) -> R
     import_records(stage, &server_api, &client_api, records)?;
     apply_updates(stage, &server_api, &client_api, updates)?;
     wait_until_equal(stage, &server_api, &client_api)?;
-    let equal = compare(&server_api, &client_api, records, updates)?;
-    read_one(&client_api, updates)?;
+    let equal = compare(stage, &server_api, &client_api, content)?;
+    read_one(&client_api, updates, content)?;
     say(look_next(&server, &client, &stage.path));
     if !equal {
-        return Err(Failure::new(exit::DATA, "the replica differs from the publisher"));
+        return Err(Failure::new(exit::DATA, "the records are not what was written"));
     }
     if args.exit {
         return Ok(());
@@ -124,14 +166,6 @@ fn lines_of(ndjson: &[u8]) -> Vec<&[u8]> {
     ndjson.split(|byte| *byte == b'\n').filter(|line| !line.trim_ascii().is_empty()).collect()
 }
 
-/// Draws now, or only at the end where nobody watches.
-fn for_terminal(bar: indicatif::ProgressBar) -> indicatif::ProgressBar {
-    if !std::io::stderr().is_terminal() {
-        bar.set_draw_target(indicatif::ProgressDrawTarget::hidden());
-    }
-    bar
-}
-
 fn import_records(
     stage: &Stage,
     server: &Api,
@@ -140,21 +174,31 @@ fn import_records(
 ) -> Result<(), Failure> {
     let total = lines_of(records).len() as u64;
     let bars = indicatif::MultiProgress::new();
-    let imported = for_terminal(bars.add(bar(Some(total), "imported")));
-    let replica = for_terminal(bars.add(bar(Some(total), "replica")));
+    let imported = Progress::among(&bars, total, "imported");
+    let replica = Progress::among(&bars, total, "replica");
     let started = Instant::now();
-    let done = AtomicBool::new(false);
+    let (stop, done) = (AtomicBool::new(false), AtomicBool::new(false));
     let summary = std::thread::scope(|scope| {
         scope.spawn(|| show_replica(client, &replica, &done));
-        let summary =
-            import::import(server, BufReader::new(records), 250, 1, &imported, &stage.stop);
+        let importing = scope.spawn(|| {
+            let records = BufReader::new(records);
+            import::import(server, records, IMPORT_BATCH, 1, &imported, &stop)
+        });
+        let mut checked = Ok(());
+        while checked.is_ok() && !importing.is_finished() {
+            std::thread::sleep(LOOK_INTERVAL);
+            checked = stage.check();
+        }
+        stop.store(true, Ordering::Release);
+        let summary = importing.join();
         done.store(true, Ordering::Release);
-        summary
+        checked?;
+        summary.unwrap_or_else(|_| Err(Failure::new(exit::INTERNAL, "the import panicked")))
     })?;
     stage.check()?;
     imported.finish();
     client_reaches(stage, client, summary.size)?;
-    replica.set_position(total);
+    replica.set(total);
     replica.finish();
     let seconds = started.elapsed().as_secs_f64();
     say(format!(
@@ -166,11 +210,10 @@ fn import_records(
 }
 
 /// Moves the replica's bar while records are imported: its operations, as records.
-fn show_replica(client: &Api, bar: &indicatif::ProgressBar, done: &AtomicBool) {
+fn show_replica(client: &Api, progress: &Progress, done: &AtomicBool) {
     while !done.load(Ordering::Acquire) {
         if let Ok(status) = status::ask(client) {
-            let size = status["size"].as_u64().unwrap_or(0);
-            bar.set_position(size.min(bar.length().unwrap_or(size)));
+            progress.set(status["size"].as_u64().unwrap_or(0));
         }
         std::thread::sleep(LOOK_INTERVAL);
     }
@@ -200,17 +243,16 @@ fn post(server: &Api, lines: &[&[u8]]) -> Result<Value, Failure> {
 /// Applies the updates in small commits, and measures how long the replica takes to have each.
 fn apply_updates(stage: &Stage, server: &Api, client: &Api, updates: &[u8]) -> Result<(), Failure> {
     let lines = lines_of(updates);
-    let progress = for_terminal(bar(Some(lines.len() as u64), "updated"));
+    let progress = Progress::new(Some(lines.len() as u64), "updated");
     let mut delays = Vec::new();
     for batch in lines.chunks(UPDATE_BATCH) {
         stage.check()?;
         let receipt = post(server, batch)?;
         let acknowledged = Instant::now();
         let size = receipt["size"].as_u64().unwrap_or(0);
-        // Waits on the replica itself: read-your-writes.
-        client.get(&format!("{}?min_size={size}&timeout=30s", key_path("demo")))?;
+        readable_at(stage, client, size)?;
         delays.push(acknowledged.elapsed());
-        progress.inc(batch.len() as u64);
+        progress.add(batch.len() as u64);
     }
     progress.finish();
     delays.sort_unstable();
@@ -226,13 +268,29 @@ fn apply_updates(stage: &Stage, server: &Api, client: &Api, updates: &[u8]) -> R
     Ok(())
 }
 
+/// Waits on the replica itself until it has `size` operations: read-your-writes.
+fn readable_at(stage: &Stage, client: &Api, size: u64) -> Result<(), Failure> {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        stage.check()?;
+        let path = format!("{}?min_size={size}&timeout=1s", key_path("demo"));
+        let answer = client.get(&path)?;
+        match answer.status.as_u16() {
+            // Whether the key exists is of no interest.
+            200 | 404 => return Ok(()),
+            412 if Instant::now() < deadline => {}
+            _ => return Err(answer.failure()),
+        }
+    }
+}
+
 fn wait_until_equal(stage: &Stage, server: &Api, client: &Api) -> Result<(), Failure> {
     let size = status::ask(server)?["size"].as_u64().unwrap_or(0);
     client_reaches(stage, client, size)
 }
 
-/// Prints both states and compares them, roots and records.
-fn compare(server: &Api, client: &Api, records: &[u8], updates: &[u8]) -> Result<bool, Failure> {
+/// Prints both states and compares them with each other, and their records with what was written.
+fn compare(stage: &Stage, server: &Api, client: &Api, content: &Content) -> Result<bool, Failure> {
     let (ours, theirs) = (status::ask(server)?, status::ask(client)?);
     for status in [&ours, &theirs] {
         let role = status["role"].as_str().unwrap_or("-");
@@ -243,56 +301,63 @@ fn compare(server: &Api, client: &Api, records: &[u8], updates: &[u8]) -> Result
         };
         say(format!("{role:>8}  size {}  root {root}{lag}", status["size"]));
     }
-    let roots = ours["root"] == theirs["root"] && ours["size"] == theirs["size"];
-    let mut expected = BTreeMap::new();
-    apply(records, &mut expected);
-    apply(updates, &mut expected);
-    let same = export(server)? == expected && export(client)? == expected;
-    say(format!(
-        "\nroots are {}; the {} records of both {}\n",
-        if roots { "equal" } else { "DIFFERENT" },
-        expected.len(),
-        if same {
-            "are the imported ones with the updates applied"
-        } else {
-            "are NOT what was written"
-        },
-    ));
+    let roots = ours["root"].is_string()
+        && ours["root"] == theirs["root"]
+        && ours["size"] == theirs["size"];
+    say(format!("\nroots are {}", if roots { "equal" } else { "DIFFERENT" }));
+    let mut same = true;
+    for (whose, api) in [("publisher", server), ("replica", client)] {
+        let mut response = api.stream("/v1/export")?;
+        if !response.status().is_success() {
+            return Err(api.read(response)?.failure());
+        }
+        let input = BufReader::new(response.body_mut().as_reader());
+        let (records, wrong) = count_wrong(stage, input, content)?;
+        same &= wrong == 0;
+        say(match wrong {
+            0 => format!(
+                "the {whose}'s {records} records are the imported ones with the updates applied"
+            ),
+            wrong => format!(
+                "the {whose}'s {records} records are NOT what was written: {wrong} are wrong or missing"
+            ),
+        });
+    }
+    say("");
     Ok(roots && same)
 }
 
-/// Applies NDJSON lines to what is expected.
-fn apply(ndjson: &[u8], content: &mut BTreeMap<Vec<u8>, Vec<u8>>) {
-    for line in lines_of(ndjson) {
-        // The server took every line, so each can be read.
-        for change in ndjson::parse(line, usize::MAX, false).unwrap_or_default() {
-            match change {
-                Change::Put { key, value } => content.insert(key, value),
-                Change::Delete { key } => content.remove(&key),
-                Change::Append { .. } => None,
-            };
-        }
-    }
+/// Compares an export with what it has to be: its records, and how many of them are wrong or
+/// missing.
+fn count_wrong(
+    stage: &Stage,
+    input: impl std::io::BufRead,
+    content: &Content,
+) -> Result<(u64, usize), Failure> {
+    let mut missing: HashMap<&[u8], &[u8]> =
+        content.iter().map(|(key, value)| (key.as_slice(), value.as_slice())).collect();
+    let mut wrong = 0;
+    let records = export::read_lines(input, |line| {
+        stage.check_stop()?;
+        let right = match ndjson::parse(line, VALUE_LENGTH_MAX, false).as_deref() {
+            Ok([Change::Put { key, value }]) => {
+                missing.remove(key.as_slice()) == Some(value.as_slice())
+            }
+            _ => false,
+        };
+        wrong += usize::from(!right);
+        Ok(())
+    })?;
+    Ok((records, wrong + missing.len()))
 }
 
-/// Everything that a daemon holds.
-fn export(api: &Api) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, Failure> {
-    let mut response = api.stream("/v1/export")?;
-    let mut content = BTreeMap::new();
-    for line in BufReader::new(response.body_mut().as_reader()).split(b'\n') {
-        let line = line.map_err(|error| {
-            Failure::new(exit::TEMPORARY, format!("the export is incomplete: {error}"))
-        })?;
-        apply(&line, &mut content);
-    }
-    Ok(content)
-}
-
-fn read_one(client: &Api, updates: &[u8]) -> Result<(), Failure> {
+/// Shows a read of the first updated key, if it is text and was not deleted.
+fn read_one(client: &Api, updates: &[u8], content: &Content) -> Result<(), Failure> {
     let first = lines_of(updates).first().copied().unwrap_or_default();
-    let record: Value = serde_json::from_slice(first).unwrap_or_default();
-    let key = record["key"].as_str().unwrap_or("demo");
-    let answer: Answer = client.get(&key_path(key))?;
+    let changes = ndjson::parse(first, VALUE_LENGTH_MAX, false).unwrap_or_default();
+    let key = changes.first().and_then(Change::key).filter(|key| content.contains_key(*key));
+    let Some(key) = key.and_then(|key| std::str::from_utf8(key).ok()) else { return Ok(()) };
+    let answer = client.get(&key_path(key))?.success()?;
     say(format!("a read from the replica:  GET {}{}", client.base(), key_path(key)));
     for (name, value) in &answer.headers {
         if name.as_str().starts_with("syncd-") {
@@ -313,19 +378,26 @@ fn look_next(server: &Endpoints, client: &Endpoints, path: &Path) -> String {
     )
 }
 
-/// Goes on with a change a second until it is stopped.
+/// Goes on with a change a second until it is stopped, which is how it is meant to end.
 fn trickle(stage: &Stage, server: &Api, client: &Api, updates: &[u8]) -> Result<(), Failure> {
     let lines = lines_of(updates);
-    for line in lines.iter().cycle() {
+    let mut lines = lines.iter().cycle();
+    loop {
         let until = Instant::now() + Duration::from_secs(1);
         while Instant::now() < until {
+            if stage.check_stop().is_err() {
+                return Ok(());
+            }
             stage.check()?;
             std::thread::sleep(LOOK_INTERVAL);
         }
-        post(server, &[line])?;
+        if let Some(line) = lines.next() {
+            post(server, &[line])?;
+        }
         if std::io::stderr().is_terminal() {
             let status = status::ask(client)?;
-            eprint!(
+            let _ = write!(
+                std::io::stderr(),
                 "\r  replica: {} operations, lag {:.1} s, root {}… ",
                 status["size"],
                 status["lag_seconds"].as_f64().unwrap_or(0.0),
@@ -333,11 +405,10 @@ fn trickle(stage: &Stage, server: &Api, client: &Api, updates: &[u8]) -> Result<
             );
         }
     }
-    Ok(())
 }
 
 impl Stage {
-    fn new(keep: bool, stop: Arc<AtomicBool>) -> Result<Self, Failure> {
+    fn new(keep: bool, stop: Arc<AtomicUsize>) -> Result<Self, Failure> {
         let directory = tempfile::Builder::new().prefix("syncd-demo-").tempdir()?;
         let path = directory.path().to_path_buf();
         let directory = if keep {
@@ -349,11 +420,17 @@ impl Stage {
         Ok(Self { directory, path, children: Vec::new(), stop })
     }
 
-    /// Fails if the user wants to stop, or a child has ended.
-    fn check(&self) -> Result<(), Failure> {
-        if self.stop.load(Ordering::Acquire) {
-            return Err(Failure::new(exit::OK, ""));
+    /// Fails, with the code that shells know it by, if a signal asked for the end.
+    fn check_stop(&self) -> Result<(), Failure> {
+        match u8::try_from(self.stop.load(Ordering::Acquire)).unwrap_or_default() {
+            0 => Ok(()),
+            signal => Err(Failure::new(128 + signal, "stopped before the comparison")),
         }
+    }
+
+    /// Fails if a signal asked for the end, or a child has ended.
+    fn check(&self) -> Result<(), Failure> {
+        self.check_stop()?;
         for (name, child) in &self.children {
             // `try_wait` wants `&mut`; a process that is gone has no directory in /proc.
             if !is_alive(child) {
@@ -407,7 +484,7 @@ impl Stage {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
-            // Ctrl-C reaches this program only, which stops the children in order.
+            // Ctrl-C and the end of the terminal reach this program only, which stops the children in order.
             .process_group(0);
         self.children.push((role, command.spawn()?));
         let file = storage.join("public/endpoints.json");
@@ -437,7 +514,11 @@ impl Stage {
         }
         self.children.clear();
         match self.directory.take() {
-            Some(directory) => drop(directory),
+            Some(directory) => {
+                if let Err(error) = directory.close() {
+                    say(format!("cannot remove {}: {error}", self.path.display()));
+                }
+            }
             None => say(format!("kept {}", self.path.display())),
         }
     }
@@ -471,5 +552,39 @@ fn terminate(child: &Child) {
     let pid = i32::try_from(child.id()).ok().and_then(rustix::process::Pid::from_raw);
     if let Some(pid) = pid {
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    const RECORDS: &str = "{\"key\":\"a\",\"value\":\"1\"}\n{\"key\":\"b\",\"value\":\"1\"}\n\n{\"key_b64\":\"/w==\",\"value_b64\":\"/w==\"}\n";
+
+    #[test]
+    fn the_content_follows_the_lines() {
+        let mut content = Content::new();
+        apply(&mut content, RECORDS.as_bytes(), None).unwrap();
+        apply(&mut content, b"{\"key_b64\":\"YQ==\",\"delete\":true}\n", None).unwrap();
+        let expected = [(b"b".to_vec(), b"1".to_vec()), (vec![255], vec![255])];
+        assert_eq!(content, Content::from(expected));
+        let failure = apply(&mut content, b"\nnonsense\n", Some("file".as_ref())).unwrap_err();
+        assert_eq!(failure.code, exit::DATA);
+        assert!(failure.message.contains("file: line 2"), "{failure}");
+    }
+
+    #[test]
+    fn every_difference_counts() {
+        let stage = Stage::new(false, Arc::default()).unwrap();
+        let mut content = Content::new();
+        apply(&mut content, RECORDS.as_bytes(), None).unwrap();
+        let wrong = |export: &str| count_wrong(&stage, export.as_bytes(), &content).unwrap();
+        assert_eq!(wrong(RECORDS.replace("\n\n", "\n").as_str()), (3, 0));
+        assert_eq!(wrong(""), (0, 3), "missing");
+        let changed = "{\"key\":\"a\",\"value\":\"2\"}\n";
+        assert_eq!(wrong(changed), (1, 3), "another value, two missing");
+        assert_eq!(wrong(&changed.replace('a', "c")), (1, 4), "unknown, three missing");
+        assert_eq!(wrong(&changed.replace('2', "1").repeat(2)), (2, 3), "twice, two missing");
     }
 }

@@ -1,17 +1,24 @@
-//! `export`.
+//! `export`: all or nothing. A file gets its name once the whole export is in it.
 
-use super::{ApiArgs, Failure, http::Api, import::bar};
+use super::{ApiArgs, Failure, http::Api, lines, progress::Progress};
 use crate::exit;
 use clap::Args;
+use signal_hook::{
+    consts::{SIGHUP, SIGINT, SIGTERM},
+    iterator::Signals,
+};
 use std::{
-    io::{BufRead as _, BufReader, BufWriter, Write},
+    fs::{File, Permissions},
+    io::{BufRead, BufReader, BufWriter, Write},
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
 };
+use tempfile::NamedTempFile;
 
 /// Arguments of `export`.
 #[derive(Debug, Args)]
 pub struct ExportArgs {
-    /// File to write; - is standard output
+    /// File to write, replaced when the export is complete; - is standard output
     #[arg(short, long, env = "SYNCD_OUTPUT", default_value = "-")]
     output: PathBuf,
     #[command(flatten)]
@@ -21,12 +28,10 @@ pub struct ExportArgs {
 /// Writes one consistent state as NDJSON.
 pub fn run(args: &ExportArgs) -> Result<(), Failure> {
     let api = Api::new(&args.api)?;
+    let mut output = Output::open(&args.output)?;
     let mut response = api.stream("/v1/export")?;
     if !response.status().is_success() {
-        let path = "/v1/export";
-        return Err(api.get(path)?.success().err().unwrap_or_else(|| {
-            Failure::new(exit::TEMPORARY, "the export was refused; try again")
-        }));
+        return Err(api.read(response)?.failure());
     }
     let header = |name: &str| {
         response
@@ -37,57 +42,147 @@ pub fn run(args: &ExportArgs) -> Result<(), Failure> {
             .to_string()
     };
     let (size, root) = (header("syncd-size"), header("syncd-root"));
-    let records = if args.output.as_os_str() == "-" {
-        copy_lines(&mut response, std::io::stdout().lock())?
-    } else {
-        to_file(&mut response, &args.output)?
-    };
+    let input = BufReader::with_capacity(1 << 20, response.body_mut().as_reader());
+    let records = copy_lines(input, &mut output.writer(), &args.output)?;
+    output.complete()?;
     eprintln!("{records} records of the state at {size} operations, root {root}");
     Ok(())
 }
 
-/// Writes a file that takes its name once it is complete: an older one of that name stays until
-/// then.
-fn to_file(response: &mut ureq::http::Response<ureq::Body>, path: &Path) -> Result<u64, Failure> {
-    let failed =
-        |error: std::io::Error| Failure::new(exit::IO, format!("{}: {error}", path.display()));
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    let mut file = tempfile::Builder::new()
-        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))
-        .tempfile_in(parent.unwrap_or(Path::new(".")))
-        .map_err(failed)?;
-    let records = copy_lines(response, file.as_file_mut())?;
-    file.as_file().sync_all().map_err(failed)?;
-    file.persist(path).map_err(|error| failed(error.error))?;
+/// Where an export goes.
+enum Output {
+    /// What cannot be replaced: standard output, a pipe, a device.
+    Stream(Box<dyn Write>),
+    /// A file beside the one that it replaces at the end.
+    File { temporary: NamedTempFile, path: PathBuf },
+}
+
+impl Output {
+    fn open(path: &Path) -> Result<Self, Failure> {
+        if path.as_os_str() == "-" {
+            return Ok(Self::Stream(Box::new(std::io::stdout().lock())));
+        }
+        let failed = failed(path);
+        match path.metadata() {
+            // A directory is refused by `create`.
+            Ok(metadata) if !metadata.is_file() => {
+                Ok(Self::Stream(Box::new(File::create(path).map_err(failed)?)))
+            }
+            Ok(metadata) => {
+                // What a symbolic link leads to is replaced, not the link.
+                let path = path.canonicalize().map_err(&failed)?;
+                let temporary = temporary_beside(&path, 0o600).map_err(&failed)?;
+                let permissions = metadata.permissions();
+                temporary.as_file().set_permissions(permissions).map_err(failed)?;
+                Ok(Self::File { temporary, path })
+            }
+            Err(_) => {
+                let temporary = temporary_beside(path, 0o666).map_err(failed)?;
+                Ok(Self::File { temporary, path: path.into() })
+            }
+        }
+    }
+
+    fn writer(&mut self) -> &mut dyn Write {
+        match self {
+            Self::Stream(stream) => stream,
+            Self::File { temporary, .. } => temporary,
+        }
+    }
+
+    /// Gives the file its name.
+    fn complete(self) -> Result<(), Failure> {
+        let Self::File { temporary, path } = self else { return Ok(()) };
+        temporary.as_file().sync_all().map_err(failed(&path))?;
+        temporary.persist(&path).map_err(|error| failed(&path)(error.error))?;
+        Ok(())
+    }
+}
+
+fn failed(path: &Path) -> impl Fn(std::io::Error) -> Failure {
+    let path = if path.as_os_str() == "-" {
+        "standard output".to_string()
+    } else {
+        path.display().to_string()
+    };
+    move |error| Failure::new(exit::IO, format!("{path}: {error}"))
+}
+
+/// A temporary file in the directory of `path`, with `mode` as far as the umask allows. It does
+/// not outlive this process, also where a signal ends it.
+fn temporary_beside(path: &Path, mode: u32) -> std::io::Result<NamedTempFile> {
+    let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty());
+    let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM])?;
+    let temporary = tempfile::Builder::new()
+        .prefix(".syncctl-export-")
+        .permissions(Permissions::from_mode(mode))
+        .tempfile_in(directory.unwrap_or(".".as_ref()))?;
+    let (path, name) = (path.display().to_string(), temporary.path().to_path_buf());
+    // The copying may be waiting for the network, so that it cannot look at a flag.
+    std::thread::spawn(move || {
+        if let Some(signal) = signals.forever().next() {
+            let _ = std::fs::remove_file(&name);
+            let _ = writeln!(
+                std::io::stderr(),
+                "syncctl: the export was interrupted; {path} is as it was"
+            );
+            std::process::exit(128 + signal);
+        }
+    });
+    Ok(temporary)
+}
+
+/// Copies whole lines.
+fn copy_lines(input: impl BufRead, output: &mut dyn Write, path: &Path) -> Result<u64, Failure> {
+    let mut output = BufWriter::with_capacity(1 << 20, output);
+    let progress = Progress::new(None, "exported");
+    let records = read_lines(input, |line| {
+        output.write_all(line).map_err(failed(path))?;
+        progress.add(1);
+        Ok(())
+    })?;
+    output.flush().map_err(failed(path))?;
+    progress.finish();
     Ok(records)
 }
 
-/// Copies whole lines; a body that was cut is an error.
-fn copy_lines(
-    response: &mut ureq::http::Response<ureq::Body>,
-    output: impl Write,
+/// Hands each line of an export's body to `take` and counts them. A body that was cut is an error.
+pub fn read_lines(
+    mut input: impl BufRead,
+    mut take: impl FnMut(&[u8]) -> Result<(), Failure>,
 ) -> Result<u64, Failure> {
-    let mut input = BufReader::with_capacity(1 << 20, response.body_mut().as_reader());
-    let mut output = BufWriter::with_capacity(1 << 20, output);
-    let progress = bar(None, "exported");
     let mut line = Vec::new();
     let mut records = 0;
+    let incomplete = |records: u64, reason: String| {
+        let text = format!("the export is incomplete after {records} records: {reason}");
+        Failure::new(exit::TEMPORARY, text)
+    };
     loop {
-        line.clear();
-        let read = input.read_until(b'\n', &mut line).map_err(|error| {
-            Failure::new(
-                exit::TEMPORARY,
-                format!("the export is incomplete after {records} records: {error}"),
-            )
-        })?;
-        if read == 0 {
-            break;
+        let read = lines::read_line(&mut input, &mut line);
+        if !read.map_err(|error| incomplete(records, error.to_string()))? {
+            return Ok(records);
         }
-        output.write_all(&line)?;
+        if line.last() != Some(&b'\n') {
+            return Err(incomplete(records, "its last line was cut".into()));
+        }
+        take(&line)?;
         records += 1;
-        progress.inc(1);
     }
-    output.flush()?;
-    progress.finish_and_clear();
-    Ok(records)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cut_line_is_an_error() {
+        let mut output = Vec::new();
+        let path = Path::new("-");
+        assert_eq!(copy_lines(&b"{}\n{}\n"[..], &mut output, path).unwrap(), 2);
+        assert_eq!(output, b"{}\n{}\n");
+        let failure = copy_lines(&b"{}\n{\"key"[..], &mut output, path).unwrap_err();
+        assert_eq!(failure.code, exit::TEMPORARY);
+        assert!(failure.message.contains("after 1 records"), "{failure}");
+    }
 }

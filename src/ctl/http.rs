@@ -1,15 +1,18 @@
 //! Requests to the API, and what its errors mean for an exit code.
 
 use super::{ApiArgs, Failure};
-use crate::exit;
+use crate::{
+    config::{Secret, TokenFile, invalid, is_loopback},
+    exit,
+};
 use serde_json::Value;
-use std::{io::Read, path::Path, time::Duration};
+use std::{io::Read, time::Duration};
 use ureq::{
     Agent, Body,
-    http::{Response, StatusCode},
+    http::{HeaderValue, Response, StatusCode, Uri},
 };
 
-/// Largest answer that is read as a whole; exports are streamed.
+/// Largest answer that is read into memory; a larger one is an error.
 const ANSWER_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
 /// A way to one API.
@@ -17,7 +20,7 @@ const ANSWER_BYTES_MAX: u64 = 16 * 1024 * 1024;
 pub struct Api {
     agent: Agent,
     base: String,
-    token: Option<String>,
+    token: Option<Secret>,
 }
 
 /// An answer with its body read.
@@ -39,15 +42,21 @@ impl Answer {
             .map_err(|error| Failure::new(exit::DATA, format!("the answer is not JSON: {error}")))
     }
 
+    /// A text in an error answer.
+    pub fn problem(&self, name: &str) -> Option<String> {
+        let problem: Value = serde_json::from_slice(&self.body).ok()?;
+        problem[name].as_str().map(str::to_string)
+    }
+
     /// The failure that an error answer means.
     pub fn failure(&self) -> Failure {
-        let problem: Value = serde_json::from_slice(&self.body).unwrap_or_default();
-        let text = |name: &str| problem[name].as_str().map(str::to_string);
-        let code = text("code").unwrap_or_else(|| self.status.as_u16().to_string());
-        let detail = text("detail")
+        let code = self.problem("code").unwrap_or_else(|| self.status.as_u16().to_string());
+        let detail = self
+            .problem("detail")
             .unwrap_or_else(|| String::from_utf8_lossy(&self.body).chars().take(200).collect());
         let exit = match self.status.as_u16() {
-            408 | 429 | 502 | 503 | 504 => exit::TEMPORARY,
+            // 412: the state has not come so far yet.
+            408 | 412 | 429 | 501.. => exit::TEMPORARY,
             500 => exit::INTERNAL,
             _ => exit::DATA,
         };
@@ -60,36 +69,58 @@ impl Answer {
     }
 }
 
-/// Reads a token file.
-fn load_token(path: &Path) -> Result<String, Failure> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| Failure::new(exit::IO, format!("{}: {error}", path.display())))?;
-    Ok(text.trim().to_string())
+/// The host of an API's URL.
+fn host_of(flag: &'static str, base: &str) -> Result<String, Failure> {
+    if base.contains('@') {
+        // Not repeated: what is before the @ may be a password.
+        let allowed = "a URL without user and password; see --token-file";
+        return Err(invalid(flag, "(secret)", allowed).into());
+    }
+    let uri = base.parse::<Uri>().ok();
+    let uri = uri.filter(|uri| uri.scheme_str() == Some("http") && uri.query().is_none());
+    let host = uri.as_ref().and_then(Uri::host).filter(|host| !host.is_empty());
+    let host = host.ok_or_else(|| {
+        invalid(flag, base, format!("the URL of an API, like {}", super::SERVER_API))
+    })?;
+    Ok(host.trim_matches(['[', ']']).to_string())
 }
 
 impl Api {
     /// A way to the API of `args`.
     pub fn new(args: &ApiArgs) -> Result<Self, Failure> {
-        let token = args.token_file.as_deref().map(load_token).transpose()?;
-        Self::to(&args.api, token, args.request_timeout)
+        Self::to("--api", args)
     }
 
-    /// A way to the API at `base`.
-    pub fn to(base: &str, token: Option<String>, timeout: Duration) -> Result<Self, Failure> {
-        if !base.starts_with("http://") {
-            let text =
-                format!("invalid value '{base}' for --api: a URL like {}", super::SERVER_API);
-            return Err(Failure::new(exit::USAGE, text));
-        }
-        let agent = Agent::config_builder()
+    /// A way to the API of `args`, whose URL was given as `flag`.
+    pub fn to(flag: &'static str, args: &ApiArgs) -> Result<Self, Failure> {
+        let host = host_of(flag, &args.api)?;
+        let token = match &args.token_file {
+            Some(path) => Some(TokenFile::checked("--token-file", path.clone())?.load()?),
+            None => None,
+        };
+        let mut config = Agent::config_builder()
             .http_status_as_error(false)
-            .timeout_connect(Some(timeout))
-            .timeout_recv_response(Some(timeout))
-            .timeout_send_body(Some(timeout))
-            .max_redirects(0)
-            .build()
-            .into();
-        Ok(Self { agent, base: base.trim_end_matches('/').to_string(), token })
+            .timeout_connect(Some(args.request_timeout))
+            .timeout_recv_response(Some(args.request_timeout))
+            .timeout_send_body(Some(args.request_timeout))
+            // An export may take long, but not stand still.
+            .timeout_per_read(Some(args.request_timeout))
+            .max_redirects(0);
+        if is_loopback(&host) {
+            // A proxy of the environment leads elsewhere, and would see the token.
+            config = config.proxy(None);
+        }
+        let base = args.api.trim_end_matches('/').to_string();
+        Ok(Self { agent: config.build().into(), base, token })
+    }
+
+    /// A way to the API at `base` without a token.
+    pub fn without_token(
+        flag: &'static str,
+        base: &str,
+        request_timeout: Duration,
+    ) -> Result<Self, Failure> {
+        Self::to(flag, &ApiArgs { api: base.into(), token_file: None, request_timeout })
     }
 
     /// The URL that this leads to.
@@ -101,8 +132,11 @@ impl Api {
         Failure::new(exit::TEMPORARY, format!("cannot reach {}: {error}", self.base))
     }
 
-    fn authorization(&self) -> Option<String> {
-        self.token.as_ref().map(|token| format!("Bearer {token}"))
+    fn authorization(&self) -> Option<HeaderValue> {
+        let token = self.token.as_ref()?.as_bytes();
+        let mut value = HeaderValue::from_bytes(&[b"Bearer ", token].concat()).ok()?;
+        value.set_sensitive(true);
+        Some(value)
     }
 
     /// Sends a GET and leaves the body to be streamed.
@@ -141,7 +175,8 @@ impl Api {
         self.read(response)
     }
 
-    fn read(&self, mut response: Response<Body>) -> Result<Answer, Failure> {
+    /// Reads the body of an answer.
+    pub fn read(&self, mut response: Response<Body>) -> Result<Answer, Failure> {
         let status = response.status();
         let headers = response.headers().clone();
         let retry_after = headers

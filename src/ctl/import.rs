@@ -4,16 +4,14 @@
 //! same way and stay in order. Each batch carries an idempotency key of its own, so a batch whose answer
 //! was lost is sent again without being written twice; a later import is another one.
 
-use super::{ApiArgs, Failure, http::Api};
-use crate::exit;
-use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
+use super::{ApiArgs, Failure, http::Api, lines, output::print_line, progress::Progress};
+use crate::{api::ndjson, database::types::Change, exit};
 use clap::Args;
-use indicatif::{HumanCount, ProgressBar, ProgressState, ProgressStyle, WeakProgressBar};
 use serde_json::Value;
 use std::{
     fs::File,
     hash::{DefaultHasher, Hash as _, Hasher as _},
-    io::{BufRead, BufReader, IsTerminal as _, Read},
+    io::{BufRead, BufReader, Error, ErrorKind, Read},
     path::{Path, PathBuf},
     sync::{
         Mutex,
@@ -29,9 +27,8 @@ const QUEUE_BATCHES: usize = 4;
 const TRY_FOR: Duration = Duration::from_secs(120);
 /// Longest pause between two tries.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
-/// How often progress is said where stderr is no terminal, and how often its end is looked for.
-const SAY_INTERVAL: Duration = Duration::from_secs(5);
-const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+/// How often a pause looks whether it is to stop.
+const STOP_INTERVAL: Duration = Duration::from_millis(50);
 /// Most connections.
 const CONNECTIONS_MAX: usize = 64;
 
@@ -74,43 +71,6 @@ pub struct Summary {
     pub root: String,
 }
 
-/// A progress bar, or now and then a line where stderr is no terminal.
-pub fn bar(total: Option<u64>, what: &'static str) -> ProgressBar {
-    let (bar, template) = match total {
-        Some(total) => (
-            ProgressBar::new(total),
-            "{prefix:>9} [{bar:32}] {human_pos}/{human_len} {rate} eta {eta}",
-        ),
-        None => (ProgressBar::new_spinner(), "{prefix:>9} {spinner} {human_pos} {rate}"),
-    };
-    let style =
-        ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-    let rate = |state: &ProgressState, out: &mut dyn std::fmt::Write| {
-        let _ = write!(out, "{}/s", HumanCount(state.per_sec() as u64));
-    };
-    let bar = bar.with_style(style.with_key("rate", rate).progress_chars("=> ")).with_prefix(what);
-    if !std::io::stderr().is_terminal() {
-        let watched = bar.downgrade();
-        std::thread::spawn(move || say_now_and_then(&watched, what));
-    }
-    bar
-}
-
-/// Says how far a bar is, as lines, until it is finished or dropped.
-fn say_now_and_then(bar: &WeakProgressBar, what: &str) {
-    let mut said = Instant::now();
-    loop {
-        std::thread::sleep(LOOK_INTERVAL);
-        let Some(bar) = bar.upgrade().filter(|bar| !bar.is_finished()) else { return };
-        if said.elapsed() < SAY_INTERVAL {
-            continue;
-        }
-        said = Instant::now();
-        let total = bar.length().map(|total| format!(" of {total}")).unwrap_or_default();
-        eprintln!("{what} {}{total} ({:.0}/s)", bar.position(), bar.per_sec());
-    }
-}
-
 fn open(path: &Path) -> Result<Box<dyn Read + Send>, Failure> {
     if path.as_os_str() == "-" {
         return Ok(Box::new(std::io::stdin()));
@@ -137,20 +97,23 @@ pub fn run(args: &ImportArgs) -> Result<(), Failure> {
     let api = Api::new(&args.api)?;
     let input = BufReader::with_capacity(1 << 20, open(&args.file)?);
     let total = count_lines(&args.file);
-    let progress = bar(total, "imported");
+    let progress = Progress::new(total, "imported");
     let started = Instant::now();
-    let never = AtomicBool::new(false);
-    let summary = import(&api, input, args.batch, args.connections, &progress, &never)?;
-    progress.finish_and_clear();
+    let stop = AtomicBool::new(false);
+    let summary = import(&api, input, args.batch, args.connections, &progress, &stop)?;
+    progress.finish();
     let seconds = started.elapsed().as_secs_f64();
-    println!(
+    if summary.records == 0 {
+        // No commit, so nothing is known of the database.
+        return print_line("0 records");
+    }
+    print_line(format!(
         "{} records in {seconds:.2} s ({:.0} records/s); {} operations, root {}",
         summary.records,
         summary.records as f64 / seconds.max(1e-9),
         summary.size,
         summary.root
-    );
-    Ok(())
+    ))
 }
 
 /// Records of a file, for the bar; `None` for a pipe.
@@ -159,59 +122,74 @@ fn count_lines(path: &Path) -> Option<u64> {
         .ok()
         .filter(|file| file.metadata().is_ok_and(|metadata| metadata.is_file()))?;
     let mut reader = BufReader::with_capacity(1 << 20, file);
-    let mut lines = 0;
-    loop {
-        let chunk = reader.fill_buf().ok()?;
-        if chunk.is_empty() {
-            return Some(lines);
-        }
-        lines += chunk.iter().filter(|byte| **byte == b'\n').count() as u64;
-        let read = chunk.len();
-        reader.consume(read);
+    let mut line = Vec::new();
+    let mut records = 0;
+    while lines::read_line(&mut reader, &mut line).ok()? {
+        records += u64::from(!line.trim_ascii().is_empty());
     }
+    Some(records)
 }
 
-/// Imports records from `input`, until its end or until `stop` is set.
+/// Imports records from `input`. Ends early, with what is written by then, once `stop` is set.
 pub fn import(
     api: &Api,
     input: impl BufRead,
     batch: usize,
     connections: usize,
-    progress: &ProgressBar,
+    progress: &Progress,
     stop: &AtomicBool,
 ) -> Result<Summary, Failure> {
     let summary = Mutex::new(Summary::default());
-    std::thread::scope(|scope| {
+    let result = std::thread::scope(|scope| {
         let mut senders = Vec::new();
         let mut workers = Vec::new();
         for _ in 0..connections {
             let (sender, batches) = sync_channel(QUEUE_BATCHES);
             senders.push(sender);
             let summary = &summary;
-            workers.push(scope.spawn(move || send_all(api, &batches, progress, summary, stop)));
+            workers.push(scope.spawn(move || {
+                let sent = send_all(api, &batches, progress, summary, stop);
+                if sent.is_err() {
+                    // The other connections need not go on with what is incomplete anyway.
+                    stop.store(true, Ordering::Release);
+                }
+                sent
+            }));
         }
-        let dealt = deal(input, batch, senders);
+        let dealt = deal(input, batch, senders, stop);
         for worker in workers {
             worker.join().unwrap_or_else(|_| {
                 Err(Failure::new(exit::INTERNAL, "a connection's thread panicked"))
             })?;
         }
         dealt
-    })?;
-    Ok(summary.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner))
+    });
+    let summary = summary.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    match result {
+        Ok(()) => Ok(summary),
+        Err(failure) => {
+            let text = format!("{failure}; {} records were written", summary.records);
+            Err(Failure::new(failure.code, text))
+        }
+    }
 }
 
-/// Reads lines and deals them to connections by key. Ends early if a connection failed.
+/// Reads lines and deals them to connections by key. Ends early if it is to stop, or if a connection
+/// failed.
 fn deal(
     mut input: impl BufRead,
     batch: usize,
     senders: Vec<SyncSender<Batch>>,
+    stop: &AtomicBool,
 ) -> Result<(), Failure> {
     let mut batches: Vec<Batch> = senders.iter().map(|_| Batch::new()).collect();
     let mut line = Vec::new();
     for number in 1.. {
-        line.clear();
-        if input.read_until(b'\n', &mut line)? == 0 {
+        if stop.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let read = lines::read_line(&mut input, &mut line);
+        if !read.map_err(|error| unreadable(number, &error))? {
             break;
         }
         if line.trim_ascii().is_empty() {
@@ -238,31 +216,34 @@ fn deal(
     Ok(())
 }
 
+fn unreadable(number: usize, error: &Error) -> Failure {
+    let code = if error.kind() == ErrorKind::InvalidData { exit::DATA } else { exit::IO };
+    Failure::new(code, format!("line {number} cannot be read: {error}"))
+}
+
 /// Which connection a line goes to. A line that cannot be read goes anywhere: the server names
 /// what is wrong with it.
 fn lane_of(line: &[u8], lanes: usize) -> usize {
     if lanes == 1 {
         return 0;
     }
-    let record: Value = serde_json::from_slice(line).unwrap_or_default();
-    // By the key's bytes: the same key may be written as text here and as base64 there.
-    let encoded = record["key_b64"].as_str().and_then(|key| BASE64.decode(key).ok());
-    let key = record["key"].as_str().map(|key| key.as_bytes().to_vec()).or(encoded);
+    // Decoded as the server does it: one key may be written as text and as base64.
+    let changes = ndjson::parse(line, usize::MAX, false).unwrap_or_default();
     let mut hasher = DefaultHasher::new();
-    key.hash(&mut hasher);
+    changes.first().and_then(Change::key).hash(&mut hasher);
     usize::try_from(hasher.finish() % lanes as u64).unwrap_or(0)
 }
 
 fn send_all(
     api: &Api,
     batches: &Receiver<Batch>,
-    progress: &ProgressBar,
+    progress: &Progress,
     summary: &Mutex<Summary>,
     stop: &AtomicBool,
 ) -> Result<(), Failure> {
     while let Ok(batch) = batches.recv() {
-        let receipt = send(api, &batch, stop)?;
-        progress.inc(batch.lines.len() as u64);
+        let Some(receipt) = send(api, &batch, stop)? else { return Ok(()) };
+        progress.add(batch.lines.len() as u64);
         let mut summary = summary.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         summary.records += batch.lines.len() as u64;
         let size = receipt["size"].as_u64().unwrap_or(0);
@@ -274,30 +255,32 @@ fn send_all(
     Ok(())
 }
 
-/// Sends a batch until it is answered.
-fn send(api: &Api, batch: &Batch, stop: &AtomicBool) -> Result<Value, Failure> {
+/// Sends a batch until it is answered; `None` if it was stopped before.
+fn send(api: &Api, batch: &Batch, stop: &AtomicBool) -> Result<Option<Value>, Failure> {
     let key = format!("import-{}", hex::encode(rand::random::<[u8; 16]>()));
     let headers = [("content-type", "application/x-ndjson"), ("idempotency-key", key.as_str())];
     let deadline = Instant::now() + TRY_FOR;
     let mut pause = Duration::from_millis(100);
-    loop {
-        if stop.load(Ordering::Acquire) {
-            return Err(Failure::new(exit::OK, ""));
-        }
+    while !stop.load(Ordering::Acquire) {
         let (failure, wait) = match api.send("POST", "/v1/batch", &headers, &batch.body) {
-            Ok(answer) if answer.status.is_success() => return answer.json(),
+            Ok(answer) if answer.status.is_success() => return answer.json().map(Some),
             Ok(answer) if answer.failure().code == exit::DATA => {
                 return Err(name_line(&answer, batch));
             }
             Ok(answer) => (answer.failure(), answer.retry_after.unwrap_or(pause)),
+            Err(failure) if failure.code != exit::TEMPORARY => return Err(failure),
             Err(failure) => (failure, pause),
         };
         if Instant::now() + wait > deadline {
             return Err(failure);
         }
-        std::thread::sleep(wait);
+        let resume = Instant::now() + wait;
+        while Instant::now() < resume && !stop.load(Ordering::Acquire) {
+            std::thread::sleep(STOP_INTERVAL.min(wait));
+        }
         pause = (pause * 2).min(PAUSE_MAX);
     }
+    Ok(None)
 }
 
 /// A refusal with the line's number in the file instead of in the batch.
@@ -318,25 +301,13 @@ fn name_line(answer: &super::http::Answer, batch: &Batch) -> Failure {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_key_has_one_lane_however_it_is_written() {
-        for lanes in 2..8 {
-            let text = lane_of(b"{\"key\":\"ab/c\",\"value\":\"1\"}", lanes);
-            let base64 = lane_of(b"{\"key_b64\":\"YWIvYw==\",\"value\":\"1\"}", lanes);
-            assert_eq!(text, base64);
-        }
-        let lanes: std::collections::HashSet<usize> = (0..100)
-            .map(|n| lane_of(format!("{{\"key\":\"{n}\",\"value\":\"1\"}}").as_bytes(), 4))
-            .collect();
-        assert_eq!(lanes.len(), 4);
-    }
+    use base64::Engine as _;
 
     #[test]
     fn a_key_keeps_its_lane_and_lines_their_numbers() {
         let text = "{\"key\":\"a\",\"value\":\"1\"}\n\n{\"key\":\"b\",\"value\":\"1\"}\n{\"key\":\"a\",\"value\":\"2\"}";
         let (senders, receivers): (Vec<_>, Vec<_>) = (0..4).map(|_| sync_channel(8)).unzip();
-        deal(text.as_bytes(), 10, senders).unwrap();
+        deal(text.as_bytes(), 10, senders, &AtomicBool::new(false)).unwrap();
         let batches: Vec<Batch> = receivers.iter().flat_map(|lane| lane.try_iter()).collect();
         let of_a: Vec<&Batch> = batches.iter().filter(|batch| batch.lines.contains(&1)).collect();
         assert!(of_a[0].lines.contains(&4), "both writes of 'a' go the same way");
@@ -344,5 +315,19 @@ mod tests {
         lines.sort_unstable();
         assert_eq!(lines, [1, 3, 4]);
         assert!(batches.iter().all(|batch| batch.body.ends_with(b"\n")));
+    }
+
+    #[test]
+    fn a_key_keeps_its_lane_however_it_is_written() {
+        let encode = |key: &str| base64::engine::general_purpose::STANDARD.encode(key);
+        for n in 0..20 {
+            let key = format!("clé/{n}");
+            let text = format!("{{\"key\":\"{key}\",\"value\":\"1\"}}\n");
+            let escaped = format!("{{\"value\":\"2\",\"key\":\"cl\\u00e9/{n}\"}}\n");
+            let base64 = format!("{{\"key_b64\":\"{}\",\"delete\":true}}\n", encode(&key));
+            let lane = lane_of(text.as_bytes(), 64);
+            assert_eq!(lane_of(escaped.as_bytes(), 64), lane, "{key}");
+            assert_eq!(lane_of(base64.as_bytes(), 64), lane, "{key}");
+        }
     }
 }

@@ -1,14 +1,17 @@
 //! Keys and identities: `keygen`, `rotate-key`, `new-epoch`, `adopt-database`,
 //! `verify-evidence`.
 
-use super::Failure;
+use super::{Failure, output::print_line};
 use crate::{
     checkpoint::{Evidence, Unproved},
-    config::default_storage_dir,
+    config::{default_storage_dir, invalid},
     exit, keys,
 };
-use clap::Args;
-use std::{io::Read as _, path::PathBuf};
+use clap::{Args, builder::BoolishValueParser};
+use std::{
+    io::Read as _,
+    path::{Path, PathBuf},
+};
 
 /// Arguments of `keygen`.
 #[derive(Debug, Args)]
@@ -17,7 +20,7 @@ pub struct KeygenArgs {
     #[arg(short, long, env = "SYNCD_OUTPUT", default_value = "identity.key")]
     output: PathBuf,
     /// Write PEM (PKCS#8) instead of hex
-    #[arg(long, env = "SYNCD_PEM")]
+    #[arg(long, env = "SYNCD_PEM", value_parser = BoolishValueParser::new())]
     pem: bool,
     /// Also write the public half to this file
     #[arg(long, env = "SYNCD_PUBLIC")]
@@ -26,21 +29,22 @@ pub struct KeygenArgs {
 
 /// Makes a key.
 pub fn keygen(args: &KeygenArgs) -> Result<(), Failure> {
+    // Checked before a file is made.
+    let public_file = args.public.as_deref().map(directory_and_name).transpose()?;
     let key = keys::generate();
     keys::write_private(&args.output, &key, args.pem)?;
     let public = keys::public_hex(&key);
-    if let Some(path) = &args.public {
-        let name = path.file_name().and_then(|name| name.to_str()).ok_or_else(|| {
-            Failure::new(
-                exit::USAGE,
-                format!("invalid value '{}' for --public: a file", path.display()),
-            )
-        })?;
-        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-        keys::write_public_file(parent.unwrap_or(".".as_ref()), name, &public)?;
+    if let Some((directory, name)) = public_file {
+        keys::write_public_file(directory, name, &public)?;
     }
-    println!("{public}");
-    Ok(())
+    print_line(public)
+}
+
+fn directory_and_name(path: &Path) -> Result<(&Path, &str), Failure> {
+    let name = path.file_name().and_then(|name| name.to_str()).filter(|_| !path.is_dir());
+    let name = name.ok_or_else(|| invalid("--public", path.display(), "a file"))?;
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    Ok((directory.unwrap_or(".".as_ref()), name))
 }
 
 /// Arguments of `new-epoch`.
@@ -61,7 +65,7 @@ pub fn new_epoch(args: &NewEpochArgs) -> Result<(), Failure> {
         None => default_storage_dir("server")?,
     };
     let id = crate::server::new_epoch(&directory, args.publisher_key.as_deref())?;
-    println!("{id}");
+    print_line(id)?;
     eprintln!(
         "clients refuse the new identity until an operator runs 'syncctl adopt-database {id}' on each"
     );
@@ -90,7 +94,7 @@ pub fn rotate_key(args: &RotateKeyArgs) -> Result<(), Failure> {
     };
     let (old, new) = (args.publisher_key.as_deref(), args.new_key.as_deref());
     let rotated = crate::server::rotate_key(&directory, old, new)?;
-    println!("{}", rotated.successor);
+    print_line(hex::encode(&rotated.successor))?;
     eprintln!("signs from commit {} on; replicas follow when they connect", rotated.from);
     match &rotated.kept {
         Some(path) => eprintln!("the retired key is kept in {}", path.display()),
@@ -118,11 +122,10 @@ pub fn adopt_database(args: &AdoptDatabaseArgs) -> Result<(), Failure> {
     let database = keys::parse_database(&args.database)?;
     let before = crate::client::adopt_database(&directory, database)?;
     if before == database {
-        println!("{database} was pinned already");
+        print_line(format!("{database} was pinned already"))
     } else {
-        println!("pinned to {database}; was {before}, whose replica is removed");
+        print_line(format!("pinned to {database}; was {before}, whose replica is removed"))
     }
-    Ok(())
 }
 
 /// Arguments of `verify-evidence`.
@@ -155,6 +158,5 @@ pub fn verify_evidence(args: &VerifyEvidenceArgs) -> Result<(), Failure> {
         |error: Unproved| Failure::new(exit::DATA, format!("{}: {error}", args.file.display()));
     let evidence = Evidence::from_json(&text).map_err(not_proved)?;
     let what = evidence.verify(trusted?).map_err(not_proved)?;
-    println!("proved: {what}");
-    Ok(())
+    print_line(format!("proved: {what}"))
 }

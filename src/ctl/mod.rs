@@ -6,6 +6,9 @@ mod health;
 mod http;
 mod import;
 mod keys;
+mod lines;
+mod output;
+mod progress;
 mod proof;
 mod status;
 mod values;
@@ -129,6 +132,27 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
                 eprintln!("syncctl: {failure}");
             }
             failure.code.into()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn every_flag_is_read_from_the_environment() {
+        let mut cli = Cli::command();
+        cli.build();
+        for command in cli.get_subcommands().filter(|command| !command.is_hide_set()) {
+            for flag in command.get_arguments() {
+                let Some(long) = flag.get_long().filter(|long| *long != "help") else { continue };
+                let variable = format!("SYNCD_{}", long.replace('-', "_").to_uppercase());
+                let name = command.get_name();
+                assert_eq!(flag.get_env(), Some(variable.as_ref()), "{name} --{long}");
+                assert!(!flag.is_hide_env_set(), "{name} --{long} hides its variable");
+            }
         }
     }
 }

@@ -3,6 +3,7 @@
 use super::{
     ApiArgs, Failure,
     http::{Api, key_path},
+    output::{print_bytes, print_line},
 };
 use crate::{
     config, exit, keys,
@@ -49,7 +50,7 @@ pub fn proof(args: &ProofArgs) -> Result<(), Failure> {
     let file = ProofFile::from_json(&answer.body)
         .map_err(|error| Failure::new(exit::DATA, format!("the answer is {error}")))?;
     match &args.output {
-        None => std::io::stdout().write_all(&file.to_json())?,
+        None => print_bytes(&file.to_json())?,
         Some(path) => write(path, &file.to_json())
             .map_err(|error| Failure::new(exit::IO, format!("{}: {error}", path.display())))?,
     }
@@ -103,8 +104,7 @@ pub fn verify(args: &VerifyArgs) -> Result<(), Failure> {
     let failed = |error: Error| Failure::new(exit::DATA, format!("{name}: {error}"));
     let proved = ProofFile::from_json(&text).map_err(failed)?;
     let proved = proved.verify(&trust, &expect).map_err(failed)?;
-    println!("proved: {proved}");
-    Ok(())
+    print_line(format!("proved: {proved}"))
 }
 
 /// Reads a file, or standard input; no more than a proof file may have, and one byte.

@@ -1,8 +1,8 @@
 //! `status`.
 
-use super::{ApiArgs, CLIENT_API, Failure, SERVER_API, http::Api};
+use super::{ApiArgs, CLIENT_API, Failure, SERVER_API, http::Api, output::print_line};
 use crate::{config, exit};
-use clap::Args;
+use clap::{Args, builder::BoolishValueParser};
 use comfy_table::{Table, presets::UTF8_BORDERS_ONLY};
 use serde_json::{Value, json};
 use std::{path::PathBuf, time::Duration};
@@ -20,10 +20,10 @@ pub struct StatusArgs {
     #[arg(long, env = "SYNCD_REQUEST_TIMEOUT", default_value = "5s", value_parser = config::interval)]
     request_timeout: Duration,
     /// One JSON object for each API
-    #[arg(long, env = "SYNCD_JSON")]
+    #[arg(long, env = "SYNCD_JSON", value_parser = BoolishValueParser::new())]
     json: bool,
     /// Again every second
-    #[arg(long, env = "SYNCD_WATCH")]
+    #[arg(long, env = "SYNCD_WATCH", value_parser = BoolishValueParser::new())]
     watch: bool,
 }
 
@@ -47,11 +47,16 @@ pub fn run(args: &StatusArgs) -> Result<(), Failure> {
     loop {
         let rows: Vec<(&Api, Result<Value, Failure>)> =
             apis.iter().map(|api| (api, ask(api))).collect();
-        print(&rows, args.json);
+        print(&rows, args.json)?;
         if !args.watch {
-            let answered = rows.iter().any(|(_, status)| status.is_ok());
-            let failure = Failure::new(exit::TEMPORARY, "nobody answers");
-            return if answered { Ok(()) } else { Err(failure) };
+            if rows.iter().any(|(_, status)| status.is_ok()) {
+                return Ok(());
+            }
+            // An API that refuses will not do better later.
+            let mut failures = rows.into_iter().filter_map(|(_, status)| status.err());
+            let refused = failures.find(|failure| failure.code != exit::TEMPORARY);
+            let nobody = || Failure::new(exit::TEMPORARY, "nobody answers");
+            return Err(refused.unwrap_or_else(nobody));
         }
         std::thread::sleep(Duration::from_secs(1));
     }
@@ -62,16 +67,16 @@ pub fn ask(api: &Api) -> Result<Value, Failure> {
     api.get("/v1/status")?.success()?.json()
 }
 
-fn print(rows: &[(&Api, Result<Value, Failure>)], as_json: bool) {
+fn print(rows: &[(&Api, Result<Value, Failure>)], as_json: bool) -> Result<(), Failure> {
     if as_json {
         for (api, status) in rows {
             let line = match status {
                 Ok(status) => json!({"api": api.base(), "status": status}),
                 Err(failure) => json!({"api": api.base(), "error": failure.message}),
             };
-            println!("{line}");
+            print_line(line)?;
         }
-        return;
+        return Ok(());
     }
     let mut table = Table::new();
     table.load_style(UTF8_BORDERS_ONLY);
@@ -80,11 +85,13 @@ fn print(rows: &[(&Api, Result<Value, Failure>)], as_json: bool) {
         match status {
             Ok(status) => table.add_row(row(api, status)),
             Err(failure) => {
-                table.add_row([api.base(), "-", "unreachable", "-", "-", "-", &failure.message])
+                let temporary = failure.code == exit::TEMPORARY;
+                let state = if temporary { "unreachable" } else { "refused" };
+                table.add_row([api.base(), "-", state, "-", "-", "-", &failure.message])
             }
         };
     }
-    println!("{table}");
+    print_line(table)
 }
 
 fn row(api: &Api, status: &Value) -> [String; 7] {

@@ -3,10 +3,11 @@
 use super::{
     ApiArgs, Failure,
     http::{Answer, Api, key_path},
+    output::{print_bytes, print_line},
 };
-use crate::exit;
+use crate::{database::types::VALUE_LENGTH_MAX, exit};
 use clap::Args;
-use std::io::{Read as _, Write as _};
+use std::{fs::File, io::Read};
 
 /// Arguments of `put`.
 #[derive(Debug, Args)]
@@ -41,21 +42,28 @@ pub struct DeleteArgs {
 }
 
 fn print_receipt(answer: Answer) -> Result<(), Failure> {
-    println!("{}", String::from_utf8_lossy(&answer.success()?.body));
-    Ok(())
+    print_line(String::from_utf8_lossy(&answer.success()?.body))
+}
+
+/// Reads a value. One that is too large for any server is not read to its end.
+fn read_value(name: &str, input: std::io::Result<impl Read>) -> Result<Vec<u8>, Failure> {
+    let mut value = Vec::new();
+    input
+        .and_then(|input| input.take(VALUE_LENGTH_MAX as u64 + 1).read_to_end(&mut value))
+        .map_err(|error| Failure::new(exit::IO, format!("{name}: {error}")))?;
+    if value.len() > VALUE_LENGTH_MAX {
+        let text = format!("{name}: a value has {VALUE_LENGTH_MAX} bytes at most");
+        return Err(Failure::new(exit::DATA, text));
+    }
+    Ok(value)
 }
 
 /// Sets a key; prints the receipt.
 pub fn put(args: &PutArgs) -> Result<(), Failure> {
     let value = match args.value.as_str() {
-        "-" => {
-            let mut value = Vec::new();
-            std::io::stdin().read_to_end(&mut value)?;
-            value
-        }
+        "-" => read_value("standard input", Ok(std::io::stdin()))?,
         value => match value.strip_prefix('@') {
-            Some(path) => std::fs::read(path)
-                .map_err(|error| Failure::new(exit::IO, format!("{path}: {error}")))?,
+            Some(path) => read_value(path, File::open(path))?,
             None => value.as_bytes().to_vec(),
         },
     };
@@ -67,11 +75,11 @@ pub fn put(args: &PutArgs) -> Result<(), Failure> {
 pub fn get(args: &GetArgs) -> Result<(), Failure> {
     let wait = args.min_size.map(|size| format!("?min_size={size}")).unwrap_or_default();
     let answer = Api::new(&args.api)?.get(&format!("{}{wait}", key_path(&args.key)))?;
-    if answer.status.as_u16() == 404 {
+    // Not any 404: the URL may lead to something else.
+    if answer.status.as_u16() == 404 && answer.problem("code").as_deref() == Some("not_found") {
         return Err(Failure::new(1, format!("'{}' is absent", args.key)));
     }
-    std::io::stdout().write_all(&answer.success()?.body)?;
-    Ok(())
+    print_bytes(&answer.success()?.body)
 }
 
 /// Removes a key; prints the receipt.
