@@ -3,10 +3,15 @@
 use crate::{
     VERSION, admin,
     api::Tokens,
-    config::{CommonArgs, Invalid, TokenFile},
+    config::{self, CommonArgs, Invalid, TokenFile},
     exit, http, keys,
     lifecycle::{DirectoryError, DirectoryLock, Health, Shutdown},
-    telemetry::logs::Level,
+    telemetry::{
+        Telemetry,
+        logs::{self, Level},
+        process::Process,
+        traces::SpanCounts,
+    },
 };
 use arc_swap::ArcSwapOption;
 use axum::Router;
@@ -164,10 +169,22 @@ where
     made.ok_or_else(|| Failure::new(exit::INTERNAL, "the work gave no result"))
 }
 
+/// Starts logs and traces as the command line and the environment say.
+pub fn start_telemetry(service: &'static str, common: &CommonArgs) -> Result<Telemetry, Failure> {
+    let level = logs::resolve(&common.log_level)
+        .map_err(|allowed| config::invalid("--log-level", &common.log_level, allowed))?;
+    Telemetry::start(service, common.log_format, &level)
+        .map_err(|message| Failure::new(exit::USAGE, message))
+}
+
 /// Serves the metrics port until the process ends.
-pub fn serve_admin(context: &Context, listener: TcpListener, health: Health) {
+pub fn serve_admin(context: &Context, listener: TcpListener, health: Health, spans: SpanCounts) {
     let registry = context.child("encode");
-    let encode: admin::Encode = Arc::new(move || registry.encode());
+    let process = Process::new(&context.child("process"), &context.child("syncd"), spans);
+    let encode: admin::Encode = Arc::new(move || {
+        process.measure();
+        registry.encode()
+    });
     let router = admin::router(encode, health);
     tokio::spawn(async move {
         if let Err(error) = http::serve(listener, router, std::future::pending()).await {
@@ -233,7 +250,7 @@ pub fn reload_tokens(tokens: &Tokens, write: Option<&TokenFile>, read: Option<&T
 /// Reads the level of the log again, where it is in a file.
 pub fn reload_level(level: &Level, common: &CommonArgs) {
     match level.set(&common.log_level) {
-        Ok(()) => tracing::info!(level = common.log_level, "log level reloaded"),
+        Ok(()) => tracing::info!(log_level = common.log_level, "log level reloaded"),
         Err(allowed) => tracing::error!(allowed, "the old log level stays in force"),
     }
 }

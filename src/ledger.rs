@@ -21,11 +21,12 @@ use crate::{
         types::{Change, Digest, Mode},
     },
     runtime::Runtime,
+    telemetry::context::TraceContext,
 };
 use bytes::Bytes;
 use commonware_utils::sync::{AsyncRwLock, Mutex};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     num::{NonZeroU64, NonZeroUsize},
     sync::{
         Arc,
@@ -34,6 +35,7 @@ use std::{
     time::SystemTime,
 };
 use tokio::sync::watch;
+use tracing::Instrument as _;
 
 /// Bytes of log that sessions in state sync may hold beyond the retention.
 pub const HOLD_BYTES_MAX: u64 = 256 * 1024 * 1024;
@@ -130,6 +132,8 @@ pub struct Ledger<E: Runtime> {
     durable: AtomicU64,
     /// Sequence below which a compact database dropped its frontiers.
     pruned: AtomicU64,
+    /// Which work made the newest commits.
+    traces: Mutex<VecDeque<(u64, TraceContext)>>,
     holds: Arc<Mutex<BTreeMap<u64, (u64, u64)>>>,
     next_hold: AtomicU64,
 }
@@ -186,6 +190,7 @@ impl<E: Runtime> Ledger<E> {
             head: watch::Sender::new(head),
             durable: AtomicU64::new(durable),
             pruned: AtomicU64::new(0),
+            traces: Mutex::default(),
             holds: Arc::default(),
             next_hold: AtomicU64::new(0),
         }
@@ -261,12 +266,30 @@ impl<E: Runtime> Ledger<E> {
     /// Any error is final for this ledger.
     pub async fn commit(&self, commits: &[Commit], prepared: Prepared) -> Result<(), Error> {
         let Some(newest) = commits.last() else { return Ok(()) };
-        self.log.append(commits).await?;
+        let appending = self.log.append(commits);
+        appending
+            .instrument(tracing::info_span!("ledger.log.append", commits = commits.len()))
+            .await?;
         let mut database = self.database.write().await;
-        database.apply(prepared).await?;
+        database.apply(prepared).instrument(tracing::info_span!("ledger.database.apply")).await?;
         // Under the lock, so that a reader's value and the state it is told belong together.
         self.head.send_replace(newest.checkpoint.clone());
         Ok(())
+    }
+
+    /// Notes which work makes the commit `sequence`, for those who follow it.
+    pub fn note_trace(&self, sequence: u64, trace: TraceContext) {
+        let mut traces = self.traces.lock();
+        if traces.len() == TRACES_MAX {
+            traces.pop_front();
+        }
+        traces.push_back((sequence, trace));
+    }
+
+    /// What was noted of the commit `sequence`, while that is recent.
+    pub fn trace_of(&self, sequence: u64) -> Option<TraceContext> {
+        let traces = self.traces.lock();
+        traces.iter().rev().find(|(noted, _)| *noted == sequence).map(|(_, trace)| *trace)
     }
 
     /// Takes a later signature of the state that the ledger is at.
@@ -480,6 +503,8 @@ impl<E: Runtime> Ledger<E> {
     }
 }
 
+/// Newest commits whose traces are remembered.
+const TRACES_MAX: usize = 256;
 /// Commits whose frontiers a compact database keeps, and after how many more it drops others.
 const FRONTIERS_KEPT: u64 = 1024;
 /// Operations below which pruning is not worth its cost.

@@ -2,7 +2,7 @@
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use bytes::Bytes;
-use commonware_codec::{DecodeExt as _, Encode as _};
+use commonware_codec::{DecodeExt as _, Encode as _, FixedSize as _};
 use commonware_cryptography::{Hasher as _, Sha256, Signer as _, ed25519::PrivateKey};
 use proptest::prelude::*;
 use syncd::{
@@ -12,6 +12,7 @@ use syncd::{
         EXECUTION_VERSION, Fetch,
         types::{Change, Digest, Family, HashKind, Mode},
     },
+    telemetry::context::TraceContext,
     wire::{ClientMessage, Hello, Refused, Reply, Request, Response, ServerMessage, WIRE_VERSION},
 };
 
@@ -29,6 +30,10 @@ fn checkpoint(sequence: u64) -> SignedCheckpoint {
         signed_at_ms: 1_700_000_000_001,
     }
     .sign(&PrivateKey::from_seed(7))
+}
+
+fn trace() -> TraceContext {
+    TraceContext::decode(Bytes::from_static(&[7; TraceContext::SIZE])).unwrap()
 }
 
 fn commit() -> Commit {
@@ -72,7 +77,7 @@ fn formats_are_pinned() {
 }
 
 const PINNED: [&str; 4] =
-    ["71aba308a8a54f76", "31cfd95eba5f9ec1", "24b51670fa52abdf", "a519566191c238cc"];
+    ["71aba308a8a54f76", "31cfd95eba5f9ec1", "19e21813a9b29210", "a519566191c238cc"];
 
 #[test]
 fn what_is_encoded_is_decoded() {
@@ -85,13 +90,13 @@ fn what_is_encoded_is_decoded() {
         Request::Follow { sequence: 4, credit: 5 },
         Request::Watch { target: 6 },
     ] {
-        let message = ClientMessage::Request { id: 7, trace: Some("00-ab".into()), request };
+        let message = ClientMessage::Request { id: 7, trace: Some(trace()), request };
         assert_eq!(ClientMessage::decode(message.encode()).unwrap(), message);
     }
     for response in [
         Response::Checkpoint(Box::new(checkpoint(1))),
         Response::Operations(Bytes::from_static(b"abc")),
-        Response::Commit(Box::new(commit())),
+        Response::Commit { commit: Box::new(commit()), trace: Some(trace()) },
         Response::Refused(Refused::new(syncd::wire::Code::Pruned, "gone")),
     ] {
         let message = ServerMessage::Response { id: 7, response };
@@ -167,7 +172,7 @@ fn write_fuzz_seeds() {
     .into_iter()
     .enumerate()
     {
-        let message = ClientMessage::Request { id: 7, trace: Some("00-ab".into()), request };
+        let message = ClientMessage::Request { id: 7, trace: Some(trace()), request };
         write("wire_client", &format!("request-{index}"), &message.encode());
     }
     for (name, message) in [
@@ -194,7 +199,7 @@ fn write_fuzz_seeds() {
     for (name, response) in [
         ("checkpoint", Response::Checkpoint(Box::new(checkpoint(1)))),
         ("operations", Response::Operations(Bytes::from_static(b"abc"))),
-        ("commit", Response::Commit(Box::new(commit()))),
+        ("commit", Response::Commit { commit: Box::new(commit()), trace: Some(trace()) }),
         ("refused", Response::Refused(refused)),
     ] {
         write("wire_server", name, &ServerMessage::Response { id: 7, response }.encode());

@@ -146,9 +146,9 @@ fn checkpoints(
                     Response::Checkpoint(checkpoint) => {
                         Response::Checkpoint(Box::new(change(*checkpoint)))
                     }
-                    Response::Commit(mut commit) => {
+                    Response::Commit { mut commit, trace } => {
                         commit.checkpoint = change(commit.checkpoint);
-                        Response::Commit(commit)
+                        Response::Commit { commit, trace }
                     }
                     other => other,
                 };
@@ -224,8 +224,9 @@ fn lies_about_checkpoints_change_nothing() {
     scene.attack_and_recover(
         "an old commit again and again",
         responses(move |response| match response {
-            Response::Commit(commit) => {
-                Response::Commit(first.lock().unwrap().get_or_insert(commit).clone())
+            Response::Commit { commit, trace } => {
+                let commit = first.lock().unwrap().get_or_insert(commit).clone();
+                Response::Commit { commit, trace }
             }
             other => other,
         }),
@@ -241,13 +242,13 @@ fn altered_commits_change_nothing() {
     scene.attack_and_recover(
         "another value in a commit",
         responses(|response| match response {
-            Response::Commit(mut commit) => {
+            Response::Commit { mut commit, trace } => {
                 for change in &mut commit.changes {
                     if let Change::Put { value, .. } = change {
                         *value = b"forged".to_vec();
                     }
                 }
-                Response::Commit(commit)
+                Response::Commit { commit, trace }
             }
             other => other,
         }),
@@ -257,7 +258,7 @@ fn altered_commits_change_nothing() {
         "every other commit left out",
         tamper(|message| match &message {
             FromServer::Message(ServerMessage::Response {
-                response: Response::Commit(commit),
+                response: Response::Commit { commit, .. },
                 ..
             }) if commit.sequence() % 2 == 0 => Vec::new(),
             _ => honest(message),
@@ -267,7 +268,7 @@ fn altered_commits_change_nothing() {
     scene.attack_and_recover(
         "operations where commits were asked for",
         responses(|response| match response {
-            Response::Commit(_) => Response::Operations(Bytes::from_static(b"what?")),
+            Response::Commit { .. } => Response::Operations(Bytes::from_static(b"what?")),
             other => other,
         }),
         "protocol",

@@ -5,6 +5,7 @@ mod entries;
 mod export;
 mod guard;
 pub mod ndjson;
+mod observe;
 mod problem;
 mod proofs;
 mod router;
@@ -16,5 +17,6 @@ pub use backend::{
 pub use entries::read_entries;
 pub use export::stream_export;
 pub use guard::Tokens;
+pub use observe::Metrics;
 pub use proofs::{Subject, prove};
 pub use router::router;

@@ -1,9 +1,9 @@
 //! The routes of the HTTP API (DESIGN §6).
 
 use super::{
-    Backend, Entry, Export, Name, ReadError, Subject, View, WriteRequest, Writer,
+    Backend, Entry, Export, Metrics, Name, ReadError, Subject, View, WriteRequest, Writer,
     guard::{self, Tokens},
-    ndjson,
+    ndjson, observe,
     problem::Problem,
 };
 use crate::database::types::{Change, Digest, Family, IDEMPOTENCY_KEY_LENGTH_MAX, KEY_LENGTH_MAX};
@@ -21,6 +21,7 @@ use futures::StreamExt as _;
 use serde::Deserialize;
 use std::{net::IpAddr, sync::Arc, time::Duration};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tracing::Instrument as _;
 
 /// Requests worked on at once; more are answered `busy`.
 pub const REQUESTS_AT_ONCE_MAX: usize = 1024;
@@ -61,7 +62,12 @@ pub(super) struct Api {
 }
 
 /// The router over `backend`, for a port on `address`.
-pub fn router(backend: Arc<dyn Backend>, tokens: Tokens, address: IpAddr) -> Router {
+pub fn router(
+    backend: Arc<dyn Backend>,
+    tokens: Tokens,
+    address: IpAddr,
+    metrics: Metrics,
+) -> Router {
     let api = Api {
         backend,
         tokens,
@@ -93,6 +99,8 @@ pub fn router(backend: Arc<dyn Backend>, tokens: Tokens, address: IpAddr) -> Rou
         .layer(middleware::from_fn_with_state(api.clone(), limit))
         .layer(middleware::from_fn_with_state(api.clone(), guard::guard))
         .layer(DefaultBodyLimit::disable())
+        // Last, so that it sees what the others refuse.
+        .layer(middleware::from_fn_with_state(Arc::new(metrics), observe::observe))
         .with_state(api)
 }
 
@@ -319,7 +327,7 @@ async fn commit(
     idempotency: Option<(Vec<u8>, Digest)>,
 ) -> Result<Response, Problem> {
     let request = WriteRequest { changes, idempotency };
-    let work = tokio::spawn(async move { writer.write(request).await });
+    let work = tokio::spawn(async move { writer.write(request).await }.in_current_span());
     let receipt = work.await.map_err(|_| {
         Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the write was aborted")
     })??;

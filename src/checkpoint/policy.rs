@@ -111,6 +111,19 @@ impl Refusal {
         }
     }
 
+    /// Every word that [`Self::reason`] can give.
+    pub const REASONS: [&str; 9] = [
+        "untrusted_publisher",
+        "retired_publisher",
+        "bad_rotation",
+        "bad_signature",
+        "wrong_database",
+        "wrong_family",
+        "equivocation",
+        "too_old",
+        "from_the_future",
+    ];
+
     /// Whether only an operator can change this: the client refuses the server by name.
     pub const fn is_mismatch(&self) -> bool {
         matches!(self, Self::WrongDatabase { .. } | Self::WrongFamily { .. })

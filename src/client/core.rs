@@ -17,6 +17,7 @@ use crate::{
     ledger::{self, Ledger},
     link::Connector,
     runtime::Runtime,
+    telemetry::storage::StorageErrors,
 };
 use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::sync::{mpsc, watch};
@@ -177,7 +178,9 @@ pub async fn start<E: Runtime>(context: E, registry: &E, setup: Setup) -> Result
     let measured = replica.clone();
     let measuring = context.child("measure").spawn(move |context| measure(context, measured));
     let kept = replica.clone();
-    let upkeep = context.child("upkeep").spawn(move |context| maintain(context, kept, history));
+    let errors = StorageErrors::new(registry);
+    let upkeep =
+        context.child("upkeep").spawn(move |context| maintain(context, kept, history, errors));
     let tasks = vec![connecting, measuring];
     Ok(Core { replica, looping, upkeep, fatal, stop, tasks })
 }
@@ -194,6 +197,7 @@ async fn maintain<E: Runtime>(
     context: E,
     replica: Arc<Replica<E>>,
     history: ledger::History,
+    errors: StorageErrors,
 ) -> ledger::Error {
     loop {
         context.sleep(MAINTENANCE_INTERVAL).await;
@@ -201,6 +205,7 @@ async fn maintain<E: Runtime>(
         if let Err(error) = ledger.maintain(context.current(), history).await {
             let current = replica.ledger.load_full();
             if current.is_some_and(|current| Arc::ptr_eq(&current, &ledger)) {
+                errors.count("maintain");
                 return error;
             }
             // Closed in favour of a new generation while this ran.

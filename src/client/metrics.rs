@@ -1,9 +1,10 @@
 //! What a replica measures of itself.
 
+use crate::{checkpoint::Refusal, serve::DURATION_BUCKETS, telemetry::context::TracedHistogram};
 use commonware_runtime::{Metrics as Registry, telemetry::metrics::Registered};
 use prometheus_client::{
     encoding::EncodeLabelSet,
-    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
 };
 use std::sync::atomic::AtomicU64;
 
@@ -37,7 +38,7 @@ pub struct ReasonLabel {
     pub reason: &'static str,
 }
 
-type Durations = Family<KindLabel, Histogram, fn() -> Histogram>;
+type Durations = Family<KindLabel, TracedHistogram, fn() -> TracedHistogram>;
 
 /// Metrics of a client; registered as `syncd_client_*`.
 #[allow(missing_docs, reason = "the help texts below are the documentation")]
@@ -49,7 +50,7 @@ pub struct Metrics {
     pub iterations: Registered<Family<IterationLabel, Counter>>,
     pub root_changes: Registered<Counter>,
     pub iteration_duration: Registered<Durations>,
-    pub commit_to_apply: Registered<Histogram>,
+    pub commit_to_apply: Registered<TracedHistogram>,
     pub operations_applied: Registered<Counter>,
     pub received_bytes: Registered<Counter>,
     pub resumed_operations: Registered<Counter>,
@@ -67,7 +68,7 @@ pub struct Metrics {
 impl Metrics {
     /// Registers the metrics under `registry`'s name.
     pub fn new(registry: &impl Registry) -> Self {
-        let durations: fn() -> Histogram = || Histogram::new(crate::serve::DURATION_BUCKETS);
+        let durations: fn() -> TracedHistogram = || TracedHistogram::new(DURATION_BUCKETS);
         let gauge = |name: &str, help: &str| registry.register(name, help, Gauge::default());
         let counter = |name: &str, help: &str| registry.register(name, help, Counter::default());
         let seconds = |name: &str, help: &str| registry.register(name, help, Seconds::default());
@@ -99,7 +100,7 @@ impl Metrics {
             commit_to_apply: registry.register(
                 "commit_to_apply_seconds",
                 "Seconds from the publisher's commit until it is durable on the replica",
-                Histogram::new(DELAY_BUCKETS),
+                TracedHistogram::new(DELAY_BUCKETS),
             ),
             operations_applied: counter("operations_applied", "Operations added to the replica"),
             received_bytes: counter("received_bytes", "Bytes received from servers"),
@@ -154,6 +155,9 @@ impl Metrics {
             let _ = self.iterations.get_or_create(&IterationLabel { kind, result: "ok" });
             let _ = self.iterations.get_or_create(&IterationLabel { kind, result: "error" });
         }
+        for reason in REJECTIONS.into_iter().chain(Refusal::REASONS) {
+            let _ = self.rejected.get_or_create(&ReasonLabel { reason });
+        }
         for reason in STALLS {
             let _ = self.stalled.get_or_create(&ReasonLabel { reason });
         }
@@ -173,6 +177,8 @@ impl Metrics {
     }
 }
 
+/// What is refused beyond checkpoints.
+const REJECTIONS: [&str; 5] = ["boundary", "commit_root", "proof", "protocol", "root"];
 /// Reasons for not advancing.
 const STALLS: [&str; 6] =
     ["equivocation", "mismatch", "rejected", "server_behind", "pruned", "disconnected"];

@@ -23,6 +23,7 @@ use std::{
     sync::{Arc, atomic::Ordering},
     time::SystemTime,
 };
+use tracing::Instrument as _;
 
 impl<E: Runtime> SyncLoop<E> {
     /// Builds a new generation; `Some` if this session cannot serve for it now.
@@ -54,6 +55,11 @@ impl<E: Runtime> SyncLoop<E> {
             "state sync begins"
         );
         // Dropping a state sync half way is safe: it resumes in its generation.
+        let span = tracing::info_span!(
+            "client.state.sync",
+            size = target.checkpoint.size,
+            floor = target.checkpoint.floor,
+        );
         let mut stop = self.stop.clone();
         let result = tokio::select! {
             biased;
@@ -65,7 +71,8 @@ impl<E: Runtime> SyncLoop<E> {
                 fetching,
                 source,
                 &self.replica.progress,
-            ) => Some(result),
+            )
+            .instrument(span) => Some(result),
         };
         drop(watching);
         let ledger = match result {

@@ -19,7 +19,7 @@ use crate::{
     lifecycle::{Health, Shutdown},
     link::Connector,
     replicate::state_sync,
-    telemetry::logs::{self, Level},
+    telemetry::{Telemetry, logs::Level, traces::SpanCounts},
 };
 use commonware_cryptography::ed25519::{PrivateKey, PublicKey};
 use commonware_runtime::{Clock as _, Supervisor as _, tokio::Context};
@@ -44,11 +44,16 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
 
 fn try_main(arguments: Vec<OsString>) -> Result<(), Failure> {
     let config = parse_or_exit::<Args>(arguments).validate()?;
-    let log_level = logs::resolve(&config.common.log_level).map_err(|allowed| {
-        crate::config::invalid("--log-level", &config.common.log_level, allowed)
-    })?;
-    let level = logs::init(config.common.log_format, &log_level)
-        .map_err(|message| Failure::new(exit::USAGE, message))?;
+    let telemetry = daemon::start_telemetry("syncd-client", &config.common)?;
+    let result = start(config, &telemetry);
+    // Whatever happened, the spans that tell of it are exported.
+    telemetry.flush();
+    result
+}
+
+/// Takes keys, ports and the directory, and runs.
+fn start(config: Config, telemetry: &Telemetry) -> Result<(), Failure> {
+    let (level, spans) = (telemetry.level.clone(), telemetry.spans.clone());
     let ground = daemon::take_ground(&config.storage_dir, config.api, config.metrics)?;
     let identity = match &config.identity_key {
         Some(path) => keys::load_private(path)?,
@@ -59,7 +64,7 @@ fn try_main(arguments: Vec<OsString>) -> Result<(), Failure> {
     tracing::info!(version = crate::VERSION, config = ?config, "starting");
     let storage_dir = config.storage_dir.clone();
     daemon::run_on_runtime(&storage_dir, move |context| {
-        run(context, config, ground, level, identity)
+        run(context, config, ground, level, spans, identity)
     })
 }
 
@@ -158,13 +163,14 @@ async fn run(
     config: Config,
     ground: Ground,
     level: Level,
+    spans: SpanCounts,
     identity: PrivateKey,
 ) -> Result<(), Failure> {
     let Ground { api, metrics, lock: _lock, shutdown } = ground;
     let health = Health::default();
     let addresses =
         [("api", daemon::local_address(&api)?), ("metrics", daemon::local_address(&metrics)?)];
-    daemon::serve_admin(&context, metrics, health.clone());
+    daemon::serve_admin(&context, metrics, health.clone(), spans);
     let registry = context.child("syncd");
     let _build = daemon::build_info(&registry);
     let trust = tokio::select! {
@@ -176,7 +182,8 @@ async fn run(
     let tokens = daemon::load_tokens(None, config.read_token.as_ref())?;
     let backend = Arc::new(ClientBackend::new(context.child("api"), core.replica.clone()));
     let (stop, stopped) = watch::channel(false);
-    let router = api::router(backend, tokens.clone(), config.api.ip());
+    let http = api::Metrics::new(&registry.child("http"));
+    let router = api::router(backend, tokens.clone(), config.api.ip(), http);
     let serving = daemon::serve_api(api, router, stopped);
     set_ready(&health, &context, &core.replica, &config);
     daemon::write_endpoints(&config.storage_dir, &addresses)?;

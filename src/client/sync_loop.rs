@@ -17,6 +17,7 @@ use crate::{
         state_sync,
     },
     runtime::Runtime,
+    telemetry::context::TraceContext,
     wire::{Code, Request, Response},
 };
 use std::{
@@ -25,6 +26,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 use tokio::sync::{mpsc, watch};
+use tracing::{Instrument as _, Span, field::Empty};
 
 /// How the loop goes forward.
 #[derive(Clone, Copy, Debug)]
@@ -187,13 +189,24 @@ impl<E: Runtime> SyncLoop<E> {
                         return Ok(Step::Done(End::Disconnected));
                     }
                 }
-                Outcome::StateSync => match self.state_sync(session).await? {
+                Outcome::StateSync => match self.build(session).await? {
                     Step::Stop => return Ok(Step::Stop),
                     Step::Done(Some(end)) => return Ok(Step::Done(end)),
                     Step::Done(None) => {}
                 },
             }
         }
+    }
+
+    /// An iteration that builds a new generation.
+    async fn build(&mut self, session: &Arc<Session<E>>) -> Result<Step<Option<End>>, Fatal> {
+        let span = tracing::info_span!(
+            "client.iteration",
+            kind = "state_sync",
+            size = Empty,
+            sequence = Empty,
+        );
+        self.state_sync(session).instrument(span).await
     }
 
     /// Follows the log, for ever (push) or up to the newest checkpoint (poll).
@@ -331,7 +344,16 @@ impl<E: Runtime> SyncLoop<E> {
                 Received::Heartbeat(checkpoint) => {
                     self.heartbeat(ledger, &checkpoint, session).await
                 }
-                Received::Commits(commits) => self.iterate(ledger, &commits, session).await?,
+                Received::Commits(commits, traces) => {
+                    let span = tracing::info_span!(
+                        "client.iteration",
+                        kind = "follow",
+                        commits = commits.len(),
+                        size = Empty,
+                        sequence = Empty,
+                    );
+                    self.iterate(ledger, &commits, &traces, session).instrument(span).await?
+                }
             };
             if let Err(outcome) = step {
                 return Ok(Step::Done(outcome));
@@ -366,6 +388,7 @@ impl<E: Runtime> SyncLoop<E> {
         &self,
         ledger: &Arc<Ledger<E>>,
         commits: &[Commit],
+        traces: &[TraceContext],
         session: &Arc<Session<E>>,
     ) -> Result<Result<(), Outcome>, Fatal> {
         let started = self.context.current();
@@ -381,7 +404,10 @@ impl<E: Runtime> SyncLoop<E> {
             return Ok(Err(Outcome::End(end)));
         }
         let size_before = ledger.head().checkpoint.size;
-        match follow::apply(ledger, commits).await {
+        // The trace of an iteration is the replica's own; what made the commits is linked.
+        let span = tracing::info_span!("client.commit.apply", commits = commits.len());
+        traces.iter().for_each(|trace| trace.link(&span));
+        match follow::apply(ledger, commits).instrument(span).await {
             Ok(()) => {}
             Err(follow::Error::Ledger(error)) => return Err(error.into()),
             Err(follow::Error::ExecutionVersion(sequence)) => {
@@ -464,6 +490,9 @@ impl<E: Runtime> SyncLoop<E> {
         let (replica, metrics) = (&self.replica, &self.replica.metrics);
         let checkpoint = &adopted.checkpoint;
         let advanced = checkpoint.size.saturating_sub(size_before);
+        let span = Span::current();
+        span.record("size", checkpoint.size);
+        span.record("sequence", checkpoint.sequence);
         self.count_iteration(kind, "ok");
         metrics
             .iteration_duration

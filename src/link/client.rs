@@ -7,6 +7,7 @@ use super::{
 };
 use crate::{
     runtime::Runtime,
+    telemetry::context::TraceContext,
     wire::{
         ClientMessage, FRAME_BYTES_MAX, Hello, NAMESPACE, Refused, Reply, Request, Response,
         ServerMessage, Welcome,
@@ -30,6 +31,7 @@ use std::{
     time::Duration,
 };
 use tokio::sync::{mpsc, oneshot, watch};
+use tracing::{Instrument as _, Span, field::Empty};
 
 /// Bytes of commits that a server may send ahead of what was executed here.
 pub const CREDIT_BYTES: u32 = 4 * 1024 * 1024;
@@ -301,8 +303,24 @@ impl<E: Runtime> Link<E> {
 
     /// Asks and waits for the answer.
     pub async fn request(&self, request: Request) -> Result<Response, LinkError> {
+        let span = tracing::info_span!(
+            "link.request",
+            otel.kind = "client",
+            request = request.as_str(),
+            result = Empty
+        );
+        let asking = async {
+            let result = self.ask(request).await;
+            let word = result.as_ref().err().map_or("ok", LinkError::reason);
+            Span::current().record("result", word);
+            result
+        };
+        asking.instrument(span).await
+    }
+
+    async fn ask(&self, request: Request) -> Result<Response, LinkError> {
         let (answer, answered) = oneshot::channel();
-        let id = self.send(request, Pending::Once(answer)).await?;
+        let id = self.send(request, TraceContext::current(), Pending::Once(answer)).await?;
         tokio::select! {
             response = answered => match response {
                 Ok(Response::Refused(refused)) => Err(LinkError::Refused(refused)),
@@ -331,14 +349,20 @@ impl<E: Runtime> Link<E> {
         let (sender, items) = mpsc::channel(STREAM_ITEMS_MAX);
         let credit = Arc::new(AtomicU64::new(u64::from(CREDIT_BYTES)));
         let pending = Pending::Stream { items: sender, credit: credit.clone() };
-        let id = self.send(request, pending).await?;
+        // A stream outlives the work that asked for it, and belongs to no trace.
+        let id = self.send(request, None, pending).await?;
         Ok(Stream { id, link: self.clone(), items, credit, owed: 0, ended: None })
     }
 
-    async fn send(&self, request: Request, pending: Pending) -> Result<u64, LinkError> {
+    async fn send(
+        &self,
+        request: Request,
+        trace: Option<TraceContext>,
+        pending: Pending,
+    ) -> Result<u64, LinkError> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         self.pending.lock().insert(id, pending);
-        let message = ClientMessage::Request { id, trace: None, request };
+        let message = ClientMessage::Request { id, trace, request };
         // The dispatcher closes what is pending when the connection ends, so check after insert.
         if self.closed.borrow().is_some()
             || self.outgoing.send(message.encode().into()).await.is_err()
@@ -417,7 +441,7 @@ impl<E: Runtime> Stream<E> {
     }
 
     fn account(&mut self, item: &Response) {
-        if let Response::Commit(commit) = item {
+        if let Response::Commit { commit, .. } = item {
             self.owed = self.owed.saturating_add(item_cost(commit.encode_size()));
         }
     }
@@ -504,7 +528,7 @@ impl Dispatcher {
             }
             Some(Pending::Stream { items, credit }) => {
                 let is_end = matches!(response, Response::Refused(_));
-                if matches!(response, Response::Commit(_)) {
+                if matches!(response, Response::Commit { .. }) {
                     take_credit(&credit, size)?;
                 }
                 match items.try_send(response) {

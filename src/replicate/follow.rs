@@ -7,6 +7,7 @@ use crate::{
     ledger::{self, Ledger},
     link::{LinkError, Stream},
     runtime::Runtime,
+    telemetry::context::TraceContext,
     wire::Response,
 };
 use commonware_codec::EncodeSize as _;
@@ -36,8 +37,8 @@ pub enum Error {
 
 /// What was received together.
 pub enum Received {
-    /// Commits that follow each other, not yet verified.
-    Commits(Vec<Commit>),
+    /// Commits, not yet verified, and what their publisher's work was traced as.
+    Commits(Vec<Commit>, Vec<TraceContext>),
     /// The state that the server is at, signed again.
     Heartbeat(Box<SignedCheckpoint>),
 }
@@ -46,15 +47,18 @@ pub enum Received {
 pub async fn receive<E: Runtime>(stream: &mut Stream<E>) -> Result<Received, LinkError> {
     let first = match stream.next().await? {
         Response::Checkpoint(checkpoint) => return Ok(Received::Heartbeat(checkpoint)),
-        Response::Commit(commit) => *commit,
+        Response::Commit { commit, trace } => (*commit, trace),
         _ => return Err(LinkError::Protocol("unexpected item in a stream of commits")),
     };
+    let (first, trace) = first;
+    let mut traces = Vec::from_iter(trace);
     let mut bytes = first.encode_size();
     let mut commits = vec![first];
     while commits.len() < BATCH_COMMITS && bytes < BATCH_BYTES {
         match stream.try_next() {
-            Some(Response::Commit(commit)) => {
+            Some(Response::Commit { commit, trace }) => {
                 bytes += commit.encode_size();
+                traces.extend(trace);
                 commits.push(*commit);
             }
             // A heartbeat between commits says nothing that the commits do not.
@@ -65,7 +69,7 @@ pub async fn receive<E: Runtime>(stream: &mut Stream<E>) -> Result<Received, Lin
             None => break,
         }
     }
-    Ok(Received::Commits(commits))
+    Ok(Received::Commits(commits, traces))
 }
 
 /// Executes `commits`, whose signatures were verified, and makes them part of `ledger`.

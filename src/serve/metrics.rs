@@ -1,15 +1,23 @@
 //! What a serving process measures of its peers.
 
+use crate::{
+    telemetry::{context::TracedHistogram, storage::StorageErrors},
+    wire::Code,
+};
 use commonware_runtime::{Metrics as Registry, telemetry::metrics::Registered};
 use prometheus_client::{
     encoding::EncodeLabelSet,
-    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
 };
 
 /// Buckets that resolve 1 ms to 100 s.
 pub const DURATION_BUCKETS: [f64; 16] = [
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0,
 ];
+
+/// Reasons to turn a peer away that are no refusal of the protocol.
+const REASONS: [&str; 6] =
+    ["connections", "handshake_rate", "handshakes", "handshake", "streams", "slow_reader"];
 
 /// Kind of a request.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -36,7 +44,7 @@ pub struct ReasonLabel {
     pub reason: &'static str,
 }
 
-type Durations = Family<RequestLabel, Histogram, fn() -> Histogram>;
+type Durations = Family<RequestLabel, TracedHistogram, fn() -> TracedHistogram>;
 
 /// Metrics of sessions; registered as `syncd_server_*`.
 pub struct Metrics {
@@ -52,15 +60,19 @@ pub struct Metrics {
     pub rejected: Registered<Family<ReasonLabel, Counter>>,
     /// Bytes of answers that are made or not yet read.
     pub unread_bytes: Registered<Gauge>,
+    /// Bytes of answers and commits handed to connections.
+    pub sent_bytes: Registered<Counter>,
+    /// Failures of the storage, those of other parts of the process too.
+    pub storage_errors: StorageErrors,
     /// Requests that had to wait for their key's quota.
     pub throttled: Registered<Counter>,
 }
 
 impl Metrics {
     /// Registers the metrics under `registry`'s name.
-    pub fn new(registry: &impl Registry) -> Self {
-        let histogram: fn() -> Histogram = || Histogram::new(DURATION_BUCKETS);
-        Self {
+    pub fn new(registry: &impl Registry, storage_errors: StorageErrors) -> Self {
+        let histogram: fn() -> TracedHistogram = || TracedHistogram::new(DURATION_BUCKETS);
+        let metrics = Self {
             sessions: registry.register("sessions", "Open sessions of replicas", Gauge::default()),
             followers: registry.register(
                 "followers",
@@ -87,11 +99,30 @@ impl Metrics {
                 "Bytes of answers to replicas that are being made or are not yet read",
                 Gauge::default(),
             ),
+            sent_bytes: registry.register(
+                "sent_bytes",
+                "Bytes of answers and commits sent to replicas",
+                Counter::default(),
+            ),
+            storage_errors,
             throttled: registry.register(
                 "throttled",
                 "Requests that waited for the quota of their key",
                 Counter::default(),
             ),
+        };
+        metrics.start_at_zero();
+        metrics
+    }
+
+    /// A series that begins with its first event would hide that event from rates.
+    fn start_at_zero(&self) {
+        for request in ["checkpoint", "operations", "boundary", "follow", "watch"] {
+            let _ = self.requests.get_or_create(&ResultLabel { request, result: "ok" });
+        }
+        let own = REASONS.into_iter().chain(Code::ALL.map(Code::as_str));
+        for reason in own {
+            let _ = self.rejected.get_or_create(&ReasonLabel { reason });
         }
     }
 

@@ -12,6 +12,7 @@ use crate::{
     database::{Error as DatabaseError, Fetch},
     link::{Frames, HANDSHAKE_TIMEOUT, Outgoing, item_cost},
     runtime::Runtime,
+    telemetry::context::TraceContext,
     wire::{
         COMMIT_RECORD_BYTES_MAX, ClientMessage, Code, FRAME_BYTES_MAX, RESPONSE_BYTES_MAX,
         RESPONSE_OPERATIONS_MAX, Refused, Reply, Request, Response, ServerMessage,
@@ -32,6 +33,7 @@ use std::{
     time::Duration,
 };
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
+use tracing::{Instrument as _, Span, field::Empty};
 
 /// A stream's allowance.
 struct Credit {
@@ -174,8 +176,8 @@ async fn listen<E: Runtime>(
                 session.tasks.lock().remove(&id);
             }
             ClientMessage::Credit { id, bytes } => session.add_credit(id, bytes),
-            ClientMessage::Request { id, request, .. } => {
-                if !session.start(context, id, request).await {
+            ClientMessage::Request { id, trace, request } => {
+                if !session.start(context, id, trace, request).await {
                     session.shared.metrics.reject("streams");
                     return "too many streams";
                 }
@@ -205,14 +207,22 @@ impl Drop for Work {
     }
 }
 
-const fn name(request: &Request) -> &'static str {
-    match request {
-        Request::Checkpoint => "checkpoint",
-        Request::Fetch(Fetch::Operations { .. }) => "operations",
-        Request::Fetch(Fetch::Boundary { .. }) => "boundary",
-        Request::Follow { .. } => "follow",
-        Request::Watch { .. } => "watch",
+/// The span of the work for a request, in the trace that the client named. A stream has none: it
+/// lasts as long as its connection.
+fn span(request: &Request, trace: Option<TraceContext>) -> Span {
+    if matches!(request, Request::Follow { .. } | Request::Watch { .. }) {
+        return Span::none();
     }
+    let span = tracing::info_span!(
+        "serve.request",
+        otel.kind = "server",
+        request = request.as_str(),
+        result = Empty
+    );
+    if let Some(trace) = trace {
+        trace.adopt(&span);
+    }
+    span
 }
 
 impl<E: Runtime> Session<E> {
@@ -228,7 +238,14 @@ impl<E: Runtime> Session<E> {
     }
 
     /// Begins to work on a request; false if the client has too many streams.
-    async fn start(self: &Arc<Self>, context: &E, id: u64, request: Request) -> bool {
+    async fn start(
+        self: &Arc<Self>,
+        context: &E,
+        id: u64,
+        trace: Option<TraceContext>,
+        request: Request,
+    ) -> bool {
+        let span = span(&request, trace);
         self.throttle(context).await;
         // What needs one answer waits here for its turn, and for room for the answer: of a client
         // that floods, or does not read, no more is read.
@@ -252,7 +269,7 @@ impl<E: Runtime> Session<E> {
             return false;
         }
         let session = self.clone();
-        let task = context.child("request").spawn(move |context| async move {
+        let work = move |context: E| async move {
             match (credit, turn) {
                 (Some(credit), _) => session.stream(&context, id, request, credit).await,
                 (None, Some((_permit, room))) => session.answer(&context, id, request, room).await,
@@ -260,7 +277,8 @@ impl<E: Runtime> Session<E> {
             }
             // Removing the work aborts its task, which is this one and has nothing left to do.
             session.tasks.lock().remove(&id);
-        });
+        };
+        let task = context.child("request").spawn(move |context| work(context).instrument(span));
         if let Some(work) = self.tasks.lock().get_mut(&id) {
             work.task = Some(task);
         }
@@ -296,7 +314,7 @@ impl<E: Runtime> Session<E> {
 
     /// Answers a request for one thing.
     async fn answer(&self, context: &E, id: u64, request: Request, room: Reservation) {
-        let (name, started) = (name(&request), context.current());
+        let (name, started) = (request.as_str(), context.current());
         let result = match request {
             Request::Fetch(fetch) => self.fetch(fetch).await,
             _ => Ok(Response::Checkpoint(Box::new(self.shared.ledger.head()))),
@@ -308,7 +326,7 @@ impl<E: Runtime> Session<E> {
 
     /// Sends what a stream is about, until it ends.
     async fn stream(&self, context: &E, id: u64, request: Request, credit: Arc<Credit>) {
-        let (name, started) = (name(&request), context.current());
+        let (name, started) = (request.as_str(), context.current());
         let result = match request {
             Request::Watch { target } => self.watch(context, id, target).await,
             Request::Follow { sequence, .. } => {
@@ -336,6 +354,7 @@ impl<E: Runtime> Session<E> {
     ) {
         let metrics = &self.shared.metrics;
         let result = refused.map_or("ok", |refused| refused.code.as_str());
+        Span::current().record("result", result);
         metrics.requests.get_or_create(&ResultLabel { request, result }).inc();
         let elapsed = context.current().duration_since(started).unwrap_or_default();
         let durations = metrics.request_duration.get_or_create(&RequestLabel { request });
@@ -359,6 +378,7 @@ impl<E: Runtime> Session<E> {
             }
             context.sleep(delay).await;
         }
+        self.shared.metrics.sent_bytes.inc_by(frame.len() as u64);
         self.outgoing.send(reservation.queue(frame)).await.is_ok()
     }
 
@@ -409,6 +429,7 @@ impl<E: Runtime> Session<E> {
             }
             Err(DatabaseError::OutOfRange(text)) => Err(Refused::new(Code::Ahead, text)),
             Err(error) => {
+                self.shared.metrics.storage_errors.count("read");
                 tracing::error!(%error, "cannot serve operations");
                 Err(Refused::later(Code::Internal, "the store failed", limits::RETRY_AFTER))
             }
@@ -436,12 +457,13 @@ impl<E: Runtime> Session<E> {
                 }
                 // Before it is read: followers that do not read hold no commits in memory.
                 let reservation = self.reader.reserve(COMMIT_RECORD_BYTES_MAX).await;
-                let commit = log.read(last + 1).await.map_err(refuse_read)?;
+                let commit = log.read(last + 1).await.map_err(|error| self.refuse_read(error))?;
                 last = commit.sequence();
                 signed_at_ms = commit.checkpoint.checkpoint.signed_at_ms;
                 let cost = i64::from(item_cost(commit.encode_size()));
                 credit.bytes.fetch_sub(cost, Ordering::AcqRel);
-                let response = Response::Commit(Box::new(commit));
+                let trace = self.shared.ledger.trace_of(last);
+                let response = Response::Commit { commit: Box::new(commit), trace };
                 if !self.send(context, id, response, reservation).await {
                     return Ok(());
                 }
@@ -469,9 +491,26 @@ impl<E: Runtime> Session<E> {
         }
     }
 
+    fn refuse_read(&self, error: commit_log::Error) -> Refused {
+        match error {
+            commit_log::Error::Trimmed { first } => {
+                Refused::new(Code::Pruned, format!("the log begins at sequence {first}"))
+            }
+            commit_log::Error::Ahead { last } => {
+                Refused::new(Code::Ahead, format!("the log ends at sequence {last}"))
+            }
+            error => {
+                self.shared.metrics.storage_errors.count("read");
+                tracing::error!(%error, "cannot read the commit log");
+                Refused::later(Code::Internal, "the store failed", limits::RETRY_AFTER)
+            }
+        }
+    }
+
     /// Sends newer checkpoints, and holds what the state of `target` needs.
     async fn watch(&self, context: &E, id: u64, target: u64) -> Result<(), Refused> {
-        let commit = self.shared.ledger.log().read(target).await.map_err(refuse_read)?;
+        let commit = self.shared.ledger.log().read(target).await;
+        let commit = commit.map_err(|error| self.refuse_read(error))?;
         let _hold = self.shared.ledger.hold(&commit.checkpoint);
         let mut heads = self.shared.ledger.subscribe();
         loop {
@@ -492,21 +531,6 @@ impl<E: Runtime> Session<E> {
 const SMALL_BYTES: usize = 2048;
 /// Shortest time between two checkpoints sent to a client in state sync.
 const WATCH_INTERVAL: Duration = Duration::from_millis(200);
-
-fn refuse_read(error: commit_log::Error) -> Refused {
-    match error {
-        commit_log::Error::Trimmed { first } => {
-            Refused::new(Code::Pruned, format!("the log begins at sequence {first}"))
-        }
-        commit_log::Error::Ahead { last } => {
-            Refused::new(Code::Ahead, format!("the log ends at sequence {last}"))
-        }
-        error => {
-            tracing::error!(%error, "cannot read the commit log");
-            Refused::later(Code::Internal, "the store failed", limits::RETRY_AFTER)
-        }
-    }
-}
 
 /// Runs a closure when dropped.
 struct Defer<F: FnMut()>(F);

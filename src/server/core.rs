@@ -3,7 +3,7 @@
 use super::{
     generator,
     idempotency::Idempotency,
-    metrics::{Metrics, StorageErrors},
+    metrics::Metrics,
     publisher,
     state::{Record, State},
 };
@@ -15,6 +15,7 @@ use crate::{
     ledger::{self, History, Ledger},
     runtime::Runtime,
     serve::{self, Amnesia, Authorized, limits::Limits},
+    telemetry::storage::StorageErrors,
 };
 use commonware_cryptography::{
     Signer as _,
@@ -157,9 +158,11 @@ pub async fn start<E: Runtime>(
     }
     let ledger = Arc::new(ledger);
     let server = registry.child("server");
-    let (metrics, serve_metrics) = Metrics::new(&server);
-    metrics.size.set(i64::try_from(ledger.head().checkpoint.size).unwrap_or(i64::MAX));
-    let errors = Arc::new(StorageErrors::new(registry));
+    let errors = StorageErrors::new(registry);
+    let (metrics, serve_metrics) = Metrics::new(&server, errors.clone());
+    let head = ledger.head().checkpoint;
+    metrics.size.set(i64::try_from(head.size).unwrap_or(i64::MAX));
+    metrics.sequence.set(i64::try_from(head.sequence).unwrap_or(i64::MAX));
     let config = publisher::Config {
         key: setup.publisher.clone(),
         queue_requests_max: setup.queue_requests_max,

@@ -7,6 +7,7 @@ use crate::{
     runtime::Runtime,
 };
 use std::time::Duration;
+use tracing::Instrument as _;
 
 /// Changes of one commit while the first operations are generated.
 const INITIAL_BATCH: usize = 1000;
@@ -62,6 +63,18 @@ pub async fn fill<E: Runtime>(
     Ok(())
 }
 
+/// Writes and says so.
+async fn write(publisher: &Handle, request: WriteRequest) -> Result<(), WriteError> {
+    let receipt = publisher.write(request, Source::Generator).await?;
+    tracing::info!(
+        database_ops = receipt.size,
+        root = %receipt.root,
+        sequence = receipt.sequence,
+        "generated operations"
+    );
+    Ok(())
+}
+
 /// Writes `count` changes every `interval`, until the publisher is gone.
 pub async fn run<E: Runtime>(
     context: E,
@@ -75,15 +88,9 @@ pub async fn run<E: Runtime>(
     loop {
         due += interval;
         context.sleep_until(due).await;
-        match publisher.write(source.changes(count), Source::Generator).await {
-            Ok(receipt) => {
-                tracing::info!(
-                    database_ops = receipt.size,
-                    root = %receipt.root,
-                    sequence = receipt.sequence,
-                    "generated operations"
-                );
-            }
+        let span = tracing::info_span!("generator.write", changes = count);
+        match write(&publisher, source.changes(count)).instrument(span).await {
+            Ok(()) => {}
             Err(WriteError::Busy { retry_after }) => context.sleep(retry_after).await,
             Err(error) => {
                 tracing::debug!(%error, "generator stops");

@@ -1,10 +1,13 @@
 //! What a server measures of its writing.
 
-use crate::serve::Metrics as ServeMetrics;
+use crate::{
+    serve::Metrics as ServeMetrics,
+    telemetry::{context::TracedHistogram, storage::StorageErrors},
+};
 use commonware_runtime::{Metrics as Registry, telemetry::metrics::Registered};
 use prometheus_client::{
     encoding::EncodeLabelSet,
-    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
 };
 
 /// Buckets of commit durations: 100 µs to 10 s.
@@ -20,13 +23,6 @@ pub struct SourceLabel {
     pub source: &'static str,
 }
 
-/// Which use of the storage failed.
-#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-pub struct OperationLabel {
-    /// `commit`, `maintain` or `read`.
-    pub operation: &'static str,
-}
-
 /// Metrics of a server; registered as `syncd_server_*`.
 pub struct Metrics {
     /// Changes committed by source.
@@ -37,12 +33,14 @@ pub struct Metrics {
     pub root_changes: Registered<Counter>,
     /// Operations in the database.
     pub size: Registered<Gauge>,
+    /// Sequence of the newest commit.
+    pub sequence: Registered<Gauge>,
     /// Bytes of the commit log.
     pub log_bytes: Registered<Gauge>,
     /// Oldest sequence in the commit log.
     pub log_first_sequence: Registered<Gauge>,
     /// Seconds of a commit, from drained queue to acknowledgement.
-    pub commit_duration: Registered<Histogram>,
+    pub commit_duration: Registered<TracedHistogram>,
     /// Write requests waiting.
     pub queue_requests: Registered<Gauge>,
     /// Idempotency keys remembered.
@@ -51,7 +49,7 @@ pub struct Metrics {
 
 impl Metrics {
     /// Registers the metrics under `registry`'s name, those of sessions too.
-    pub fn new(registry: &impl Registry) -> (Self, ServeMetrics) {
+    pub fn new(registry: &impl Registry, errors: StorageErrors) -> (Self, ServeMetrics) {
         let own = Self {
             operations: registry.register(
                 "operations",
@@ -69,6 +67,11 @@ impl Metrics {
                 "Operations in the database",
                 Gauge::default(),
             ),
+            sequence: registry.register(
+                "sequence",
+                "Sequence of the newest commit",
+                Gauge::default(),
+            ),
             log_bytes: registry.register(
                 "log_bytes",
                 "Bytes of all records in the commit log",
@@ -82,7 +85,7 @@ impl Metrics {
             commit_duration: registry.register(
                 "commit_duration_seconds",
                 "Seconds from the drained queue to the acknowledgement of a commit",
-                Histogram::new(COMMIT_BUCKETS),
+                TracedHistogram::new(COMMIT_BUCKETS),
             ),
             queue_requests: registry.register(
                 "queue_requests",
@@ -95,25 +98,9 @@ impl Metrics {
                 Gauge::default(),
             ),
         };
-        (own, ServeMetrics::new(registry))
-    }
-}
-
-/// `syncd_storage_errors_total`, which servers and clients share.
-pub struct StorageErrors(Registered<Family<OperationLabel, Counter>>);
-
-impl StorageErrors {
-    /// Registers the metric; `registry` is the one of the product.
-    pub fn new(registry: &impl Registry) -> Self {
-        Self(registry.register(
-            "storage_errors",
-            "Failures of the storage by what was done with it",
-            Family::default(),
-        ))
-    }
-
-    /// Counts a failure.
-    pub fn count(&self, operation: &'static str) {
-        self.0.get_or_create(&OperationLabel { operation }).inc();
+        for source in ["api", "generator"] {
+            let _ = own.operations.get_or_create(&SourceLabel { source });
+        }
+        (own, ServeMetrics::new(registry, errors))
     }
 }

@@ -6,7 +6,7 @@
 
 use super::{
     idempotency::{Idempotency, Known},
-    metrics::{Metrics, SourceLabel, StorageErrors},
+    metrics::{Metrics, SourceLabel},
 };
 use crate::{
     api::{Receipt, WriteError, WriteRequest},
@@ -19,6 +19,7 @@ use crate::{
     },
     ledger::{Error, History, Ledger},
     runtime::Runtime,
+    telemetry::{context::TraceContext, storage::StorageErrors},
     wire::COMMIT_BYTES_MAX,
 };
 use commonware_codec::EncodeSize as _;
@@ -29,6 +30,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tracing::{Instrument as _, Span, field::Empty};
 
 /// How often log and database are looked after.
 const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(1);
@@ -55,6 +57,8 @@ struct Submission {
     bytes: usize,
     source: Source,
     answer: Answer,
+    /// The work that waits for it.
+    span: Span,
     _waits: OwnedSemaphorePermit,
 }
 
@@ -86,7 +90,8 @@ impl Handle {
         let room = u32::try_from(bytes).unwrap_or(u32::MAX);
         let waits = self.queue_bytes.clone().try_acquire_many_owned(room).map_err(|_| busy)?;
         let (answer, answered) = oneshot::channel();
-        let submission = Submission { request, bytes, source, answer, _waits: waits };
+        let submission =
+            Submission { request, bytes, source, answer, span: Span::current(), _waits: waits };
         self.queue.try_send(submission).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => WriteError::Busy { retry_after: RETRY_AFTER },
             mpsc::error::TrySendError::Closed(_) => {
@@ -158,7 +163,7 @@ struct Publisher<E: Runtime> {
     ledger: Arc<Ledger<E>>,
     idempotency: Idempotency,
     metrics: Arc<Metrics>,
-    errors: Arc<StorageErrors>,
+    errors: StorageErrors,
     queue: mpsc::Receiver<Submission>,
     /// Taken from the queue, but too large for the group before it.
     next: Option<Submission>,
@@ -172,7 +177,7 @@ pub fn spawn<E: Runtime>(
     ledger: Arc<Ledger<E>>,
     idempotency: Idempotency,
     metrics: Arc<Metrics>,
-    errors: Arc<StorageErrors>,
+    errors: StorageErrors,
 ) -> (Handle, commonware_runtime::Handle<Result<(), Error>>) {
     let (sender, queue) = mpsc::channel(config.queue_requests_max);
     let handle = Handle {
@@ -197,11 +202,14 @@ struct Group {
     positions: HashMap<Vec<u8>, usize>,
     idempotency: Vec<IdempotencyEntry>,
     answers: Vec<(Answer, Source, usize)>,
+    /// The work that waits for it, where that is traced.
+    traces: Vec<TraceContext>,
 }
 
 impl Group {
     fn add(&mut self, submission: Submission) {
-        let Submission { request, source, answer, .. } = submission;
+        let Submission { request, source, answer, span, .. } = submission;
+        self.traces.extend(TraceContext::of_span(&span));
         self.answers.push((answer, source, request.changes.len()));
         if let Some((key, body)) = request.idempotency {
             self.idempotency.push(IdempotencyEntry { key, body });
@@ -278,8 +286,19 @@ impl<E: Runtime> Publisher<E> {
         Ok(())
     }
 
-    /// Makes one commit of `first` and of what waits behind it.
+    /// Makes one commit of `first` and of what waits behind it, in the trace of `first`.
     async fn commit_group(&mut self, first: Submission) -> Result<(), Error> {
+        let span = tracing::info_span!(
+            parent: &first.span,
+            "publisher.commit",
+            sequence = Empty,
+            changes = Empty,
+            requests = Empty,
+        );
+        self.commit_traced(first).instrument(span).await
+    }
+
+    async fn commit_traced(&mut self, first: Submission) -> Result<(), Error> {
         let started = self.context.current();
         let group = self.gather(first).await?;
         if group.answers.is_empty() {
@@ -293,12 +312,20 @@ impl<E: Runtime> Publisher<E> {
             });
             return Ok(());
         }
+        let span = Span::current();
+        // The first request's trace has the span as its own; the others' point to it.
+        group.traces.iter().skip(1).for_each(|trace| trace.link(&span));
         let head = self.ledger.head().checkpoint;
         let metadata = CommitMetadata {
             sequence: head.sequence + 1,
             committed_at_ms: unix_ms(started).max(head.committed_at_ms),
         };
-        let prepared = self.ledger.prepare(&group.changes, metadata).await?;
+        span.record("sequence", metadata.sequence);
+        span.record("changes", group.changes.len());
+        span.record("requests", group.answers.len());
+        let preparing = self.ledger.prepare(&group.changes, metadata);
+        let prepared =
+            preparing.instrument(tracing::info_span!("publisher.commit.prepare")).await?;
         let commit = Commit::following(
             head.clone(),
             prepared.state,
@@ -308,7 +335,11 @@ impl<E: Runtime> Publisher<E> {
             unix_ms(started),
             &self.config.key,
         );
-        self.ledger.commit(std::slice::from_ref(&commit), prepared).await?;
+        if let Some(trace) = TraceContext::current() {
+            self.ledger.note_trace(commit.sequence(), trace);
+        }
+        let appending = self.ledger.commit(std::slice::from_ref(&commit), prepared);
+        appending.instrument(tracing::info_span!("publisher.commit.append")).await?;
         self.idempotency.remember(&commit);
         self.count(&commit, &head, &group.answers, started);
         let receipt = receipt(&commit.checkpoint);
@@ -339,6 +370,7 @@ impl<E: Runtime> Publisher<E> {
             self.metrics.root_changes.inc();
         }
         self.metrics.size.set(i64::try_from(state.size).unwrap_or(i64::MAX));
+        self.metrics.sequence.set(i64::try_from(commit.sequence()).unwrap_or(i64::MAX));
         let elapsed = self.context.current().duration_since(started).unwrap_or_default();
         self.metrics.commit_duration.observe(elapsed.as_secs_f64());
         tracing::debug!(

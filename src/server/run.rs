@@ -11,7 +11,7 @@ use crate::{
     exit, keys,
     lifecycle::Health,
     serve::Authorized,
-    telemetry::logs::{self, Level},
+    telemetry::{Telemetry, logs::Level, traces::SpanCounts},
 };
 use arc_swap::ArcSwapOption;
 use commonware_cryptography::{Signer as _, ed25519::PrivateKey};
@@ -26,11 +26,16 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
 
 fn try_main(arguments: Vec<OsString>) -> Result<(), Failure> {
     let config = from_args(arguments)?;
-    let log_level = logs::resolve(&config.common.log_level).map_err(|allowed| {
-        crate::config::invalid("--log-level", &config.common.log_level, allowed)
-    })?;
-    let level = logs::init(config.common.log_format, &log_level)
-        .map_err(|message| Failure::new(exit::USAGE, message))?;
+    let telemetry = daemon::start_telemetry("syncd-server", &config.common)?;
+    let result = start(config, &telemetry);
+    // Whatever happened, the spans that tell of it are exported.
+    telemetry.flush();
+    result
+}
+
+/// Takes keys, ports and the directory, and runs.
+fn start(config: Config, telemetry: &Telemetry) -> Result<(), Failure> {
+    let (level, spans) = (telemetry.level.clone(), telemetry.spans.clone());
     let ground = daemon::take_ground(&config.storage_dir, config.api, config.metrics)?;
     let identity = load_key(config.identity_key.as_deref(), &config.storage_dir, "identity.key")?;
     let publisher =
@@ -38,7 +43,7 @@ fn try_main(arguments: Vec<OsString>) -> Result<(), Failure> {
     tracing::info!(version = crate::VERSION, config = ?config, "starting");
     let storage_dir = config.storage_dir.clone();
     daemon::run_on_runtime(&storage_dir, move |context| {
-        run(context, config, ground, level, identity, publisher)
+        run(context, config, ground, level, spans, identity, publisher)
     })
 }
 
@@ -90,6 +95,7 @@ async fn run(
     config: Config,
     ground: Ground,
     level: Level,
+    spans: SpanCounts,
     identity: PrivateKey,
     publisher: PrivateKey,
 ) -> Result<(), Failure> {
@@ -108,7 +114,7 @@ async fn run(
         ("api", daemon::local_address(&api)?),
         ("metrics", daemon::local_address(&metrics)?),
     ];
-    daemon::serve_admin(&context, metrics, health.clone());
+    daemon::serve_admin(&context, metrics, health.clone(), spans);
     let authorized = load_authorized(&config)?;
     let tokens = daemon::load_tokens(config.api_token.as_ref(), config.read_token.as_ref())?;
     let registry = context.child("syncd");
@@ -139,7 +145,9 @@ async fn run(
     });
     let (stop, stopped) = watch::channel(false);
     let api_host = config.api.ip();
-    let serving = daemon::serve_api(api, api::router(backend, tokens.clone(), api_host), stopped);
+    let http = api::Metrics::new(&registry.child("http"));
+    let router = api::router(backend, tokens.clone(), api_host, http);
+    let serving = daemon::serve_api(api, router, stopped);
     health.set_ready(Arc::new(|| Ok(())));
     daemon::write_endpoints(&config.storage_dir, &addresses)?;
     announce(&core, &addresses);

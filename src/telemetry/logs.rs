@@ -1,10 +1,17 @@
 //! The log: one JSON object a line on stderr, or text for people.
 
+use super::json::Json;
 use crate::config::LogFormat;
 use std::io::IsTerminal as _;
 use tracing_subscriber::{
-    EnvFilter, Registry, fmt, layer::SubscriberExt as _, reload, util::SubscriberInitExt as _,
+    EnvFilter, Layer, Registry,
+    filter::{FilterExt as _, FilterFn, filter_fn},
+    fmt, reload,
 };
+
+/// Libraries whose own words about the export of traces would repeat [`super::traces`]' one warning.
+const EXPORTERS_OFF: &str = "opentelemetry=off,opentelemetry_sdk=off,opentelemetry-otlp=off,\
+                             opentelemetry-http=off,tonic=off,h2=off,reqwest=off,hyper_util=off,tower=off";
 
 /// Changes the level while the program runs.
 #[derive(Clone)]
@@ -15,7 +22,7 @@ fn filter(level: &str) -> Result<EnvFilter, String> {
     let simple = ["off", "error", "warn", "info", "debug", "trace"].contains(&level);
     let directives = if simple {
         let library = if level == "off" || level == "error" { "error" } else { "warn" };
-        format!("{library},syncd={level}")
+        format!("{library},syncd={level},{EXPORTERS_OFF}")
     } else {
         level.to_string()
     };
@@ -45,26 +52,27 @@ fn check(level: &str) -> Result<(), String> {
     filter(level).map(|_| ())
 }
 
-/// Starts logging. Later calls in one process (tests) change nothing.
-pub fn init(format: Option<LogFormat>, level: &str) -> Result<Level, String> {
+/// The log as a layer, and the handle of its level.
+pub(super) fn layer(
+    format: Option<LogFormat>,
+    level: &str,
+) -> Result<(impl Layer<Registry>, Level), String> {
     let (filter, handle) = reload::Layer::new(filter(level)?);
     let terminal = std::io::stderr().is_terminal();
-    let text = match format {
-        Some(format) => format == LogFormat::Text,
-        None => terminal,
-    };
-    let registry = tracing_subscriber::registry().with(filter);
-    let result = if text {
-        let layer = fmt::layer().with_writer(std::io::stderr).with_ansi(terminal);
-        registry.with(layer.log_internal_errors(false)).try_init()
-    } else {
-        let layer = fmt::layer().json().flatten_event(true).with_current_span(false);
-        let layer = layer.with_span_list(false).with_writer(std::io::stderr);
-        registry.with(layer.log_internal_errors(false)).try_init()
-    };
-    // Somebody set up logging before us: theirs stays.
-    drop(result);
-    Ok(Level(handle))
+    let text = format.map_or(terminal, |format| format == LogFormat::Text);
+    let layer = fmt::layer().with_writer(std::io::stderr).log_internal_errors(false);
+    let layer =
+        if text { layer.with_ansi(terminal).boxed() } else { layer.event_format(Json).boxed() };
+    // Spans are for traces: the log needs none, and where there are no traces they cost nothing.
+    Ok((layer.with_filter(filter.and(filter_fn(|metadata| metadata.is_event()))), Level(handle)))
+}
+
+/// The spans of this program, whatever the log's level.
+pub(super) fn own_spans() -> FilterFn {
+    filter_fn(|metadata| {
+        let is_ours = metadata.target() == "syncd" || metadata.target().starts_with("syncd::");
+        metadata.is_span() && is_ours && *metadata.level() <= tracing::Level::INFO
+    })
 }
 
 impl Level {

@@ -21,8 +21,6 @@ use std::time::Duration;
 
 /// Longest text in an error.
 const TEXT_LENGTH_MAX: usize = 1024;
-/// Longest W3C `traceparent`.
-const TRACE_LENGTH_MAX: usize = 64;
 
 fn write_text(text: &str, max: usize, buf: &mut impl BufMut) {
     let mut end = text.len().min(max);
@@ -229,10 +227,7 @@ impl Write for ClientMessage {
             Self::Request { id, trace, request } => {
                 0u8.write(buf);
                 id.write(buf);
-                trace.is_some().write(buf);
-                if let Some(trace) = trace {
-                    write_text(trace, TRACE_LENGTH_MAX, buf);
-                }
+                trace.write(buf);
                 request.write(buf);
             }
             Self::Credit { id, bytes } => {
@@ -252,10 +247,7 @@ impl Write for ClientMessage {
 impl EncodeSize for ClientMessage {
     fn encode_size(&self) -> usize {
         1 + match self {
-            Self::Request { trace, request, .. } => {
-                let trace = trace.as_ref().map_or(0, |trace| text_size(trace, TRACE_LENGTH_MAX));
-                8 + 1 + trace + request.encode_size()
-            }
+            Self::Request { trace, request, .. } => 8 + trace.encode_size() + request.encode_size(),
             Self::Credit { .. } => 12,
             Self::Cancel { .. } => 8,
             Self::Ping => 0,
@@ -269,8 +261,7 @@ impl Read for ClientMessage {
         match u8::read(buf)? {
             0 => {
                 let id = u64::read(buf)?;
-                let trace =
-                    if bool::read(buf)? { Some(read_text(buf, TRACE_LENGTH_MAX)?) } else { None };
+                let trace = Option::read(buf)?;
                 Ok(Self::Request { id, trace, request: Request::read(buf)? })
             }
             1 => Ok(Self::Credit { id: u64::read(buf)?, bytes: u32::read(buf)? }),
@@ -297,8 +288,9 @@ impl Write for ServerMessage {
                 1u8.write(buf);
                 body.write(buf);
             }
-            Response::Commit(commit) => {
+            Response::Commit { commit, trace } => {
                 2u8.write(buf);
+                trace.write(buf);
                 commit.write(buf);
             }
             Response::Refused(refused) => {
@@ -317,7 +309,7 @@ impl EncodeSize for ServerMessage {
             + match response {
                 Response::Checkpoint(_) => SignedCheckpoint::SIZE,
                 Response::Operations(body) => body.encode_size(),
-                Response::Commit(commit) => commit.encode_size(),
+                Response::Commit { commit, trace } => trace.encode_size() + commit.encode_size(),
                 Response::Refused(refused) => refused.encode_size(),
             }
     }
@@ -335,7 +327,10 @@ impl Read for ServerMessage {
                         let range = RangeCfg::new(0..=RESPONSE_BYTES_ACCEPTED);
                         Response::Operations(Bytes::read_cfg(buf, &range)?)
                     }
-                    2 => Response::Commit(Box::new(Commit::read(buf)?)),
+                    2 => {
+                        let trace = Option::read(buf)?;
+                        Response::Commit { commit: Box::new(Commit::read(buf)?), trace }
+                    }
                     3 => Response::Refused(Refused::read(buf)?),
                     other => return Err(CodecError::InvalidEnum(other)),
                 };

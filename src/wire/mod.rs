@@ -19,12 +19,13 @@ use crate::{
         ExecutionVersion, Fetch,
         types::{DatabaseId, Family, HashKind, Mode},
     },
+    telemetry::context::TraceContext,
 };
 use bytes::Bytes;
 use std::time::Duration;
 
 /// Version of these messages. A server refuses others by name.
-pub const WIRE_VERSION: u16 = 2;
+pub const WIRE_VERSION: u16 = 3;
 /// Namespace of the channel's handshake.
 pub const NAMESPACE: &[u8] = b"_SYNCD_LINK";
 /// Most bytes of one message.
@@ -113,7 +114,8 @@ pub enum Code {
 }
 
 impl Code {
-    pub(super) const ALL: [Self; 11] = [
+    /// Every code, in the order of their numbers on the wire.
+    pub const ALL: [Self; 11] = [
         Self::Busy,
         Self::TooLarge,
         Self::Pruned,
@@ -206,6 +208,19 @@ pub enum Request {
     },
 }
 
+impl Request {
+    /// The word used in spans and metrics.
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Checkpoint => "checkpoint",
+            Self::Fetch(Fetch::Operations { .. }) => "operations",
+            Self::Fetch(Fetch::Boundary { .. }) => "boundary",
+            Self::Follow { .. } => "follow",
+            Self::Watch { .. } => "watch",
+        }
+    }
+}
+
 /// A message of a client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ClientMessage {
@@ -214,7 +229,7 @@ pub enum ClientMessage {
         /// Chosen by the client; unique among its requests in flight.
         id: u64,
         /// W3C trace context of the work that this is for.
-        trace: Option<String>,
+        trace: Option<TraceContext>,
         /// What is asked for.
         request: Request,
     },
@@ -242,7 +257,12 @@ pub enum Response {
     /// Operations with their proof, in the library's encoding.
     Operations(Bytes),
     /// The next commit of a stream.
-    Commit(Box<Commit>),
+    Commit {
+        /// The commit.
+        commit: Box<Commit>,
+        /// W3C trace context of the work that made it, where that is known and recent.
+        trace: Option<TraceContext>,
+    },
     /// The request failed, or the stream ends.
     Refused(Refused),
 }

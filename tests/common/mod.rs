@@ -106,7 +106,9 @@ pub fn command(binary: &str) -> Command {
         other => panic!("no such binary: {other}"),
     };
     let mut command = Command::new(path);
-    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("SYNCD_")) {
+    for (name, _) in
+        std::env::vars().filter(|(name, _)| name.starts_with("SYNCD_") || name.starts_with("OTEL_"))
+    {
         command.env_remove(name);
     }
     command
@@ -125,13 +127,16 @@ impl Daemon {
         daemon
     }
 
-    /// Starts a daemon without waiting.
+    /// Starts a daemon without waiting. Options like `OTEL_NAME=value` go into its environment.
     pub fn spawn(binary: &str, storage: &Path, options: &[&str]) -> Self {
         let _ = std::fs::remove_file(storage.join("public/endpoints.json"));
         std::fs::create_dir_all(storage.parent().unwrap()).unwrap();
         let log = storage.with_extension("log");
         let file = File::options().create(true).append(true).open(&log).unwrap();
+        let (variables, options): (Vec<&str>, Vec<&str>) =
+            options.iter().partition(|option| option.starts_with("OTEL_"));
         let child = command(binary)
+            .envs(variables.iter().filter_map(|variable| variable.split_once('=')))
             .args(["--storage-dir".as_ref(), storage.as_os_str()])
             .args(["--api-port", "0", "--metrics-port", "0", "--log-format", "json"])
             .args(options)
