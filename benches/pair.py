@@ -19,14 +19,14 @@ BIN = os.path.join(TARGET, "release")
 class Daemon:
     """One of our daemons on free ports."""
 
-    def __init__(self, role, storage, *options, wait=True):
+    def __init__(self, role, storage, *options, wait=True, environment=()):
         self.role, self.storage = role, storage
         endpoints = os.path.join(storage, "public/endpoints.json")
         if os.path.exists(endpoints):
             os.remove(endpoints)
         os.makedirs(os.path.dirname(storage), exist_ok=True)
         self.log = storage + ".log"
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("SYNCD_")}
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(("SYNCD_", "OTEL_"))} | dict(environment)
         self.process = subprocess.Popen(
             [os.path.join(BIN, "syncd-" + role), "--storage-dir", storage, "--api-port", "0",
              "--metrics-port", "0", "--log-format", "json", *options],
@@ -63,15 +63,15 @@ class Daemon:
         self.process.wait()
 
 
-def server(directory, hash_, *options):
-    return Daemon("server", os.path.join(directory, "server"), "--hash", hash_, "--port", "0", "-o", "0", *options)
+def server(directory, hash_, *options, **more):
+    return Daemon("server", os.path.join(directory, "server"), "--hash", hash_, "--port", "0", "-o", "0", *options, **more)
 
 
-def client(directory, of, *options, name="client", wait=True):
+def client(directory, of, *options, name="client", wait=True, **more):
     public = os.path.join(of.storage, "public")
     return Daemon("client", os.path.join(directory, name), "--server", of.sync,
                   "--server-key", public + "/identity.pub", "--trusted-key", public + "/publisher.pub",
-                  "--database", public + "/database.id", *options, wait=wait)
+                  "--database", public + "/database.id", *options, wait=wait, **more)
 
 
 def wait_equal(replica, of):
@@ -208,6 +208,72 @@ def bench_latency(directory, hash_):
            f"commit to durable on the replica p50 <= {p50:g} ms, p99 <= {p99:g} ms ({hash_})")
     replica.stop()
     of.stop()
+
+
+def saturate(of, seconds, threads=16):
+    """Single PUTs, each as soon as the one before is answered; writes a second."""
+    host, port = of.api.split(":")
+    end, counts = time.time() + seconds, []
+
+    def lane(number):
+        connection, count = http.client.HTTPConnection(host, int(port)), 0
+        while time.time() < end:
+            connection.request("PUT", f"/v1/keys/full-{number}-{count}", b"v" * 32, {"content-type": "application/octet-stream"})
+            connection.getresponse().read()
+            count += 1
+        counts.append(count)
+
+    lanes = [threading.Thread(target=lane, args=(n,)) for n in range(threads)]
+    [t.start() for t in lanes]
+    [t.join() for t in lanes]
+    return sum(counts) / seconds
+
+
+# A collector of traces that reads and forgets.
+SINK = """
+import http.server, sys
+class Sink(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_POST(self):
+        self.rfile.read(int(self.headers["content-length"]))
+        self.send_response(200)
+        self.send_header("content-length", "0")
+        self.end_headers()
+    def log_message(self, *args):
+        pass
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Sink)
+print(server.server_port, flush=True)
+server.serve_forever()
+"""
+
+
+def bench_traces(directory, hash_):
+    """What traces cost: off, one write in a hundred, all of them; three times each, in turn."""
+    sink = subprocess.Popen([sys.executable, "-c", SINK], stdout=subprocess.PIPE, text=True)
+    endpoint = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:" + sink.stdout.readline().strip()}
+    sampled = endpoint | {"OTEL_TRACES_SAMPLER": "parentbased_traceidratio", "OTEL_TRACES_SAMPLER_ARG": "0.01"}
+    ways = {"off": {}, "1 in 100": sampled, "all": endpoint}
+    rates = {way: ([], [], []) for way in ways}
+    path = os.path.join(directory, "records.ndjson")
+    records(path, 200_000, "traced")
+    for turn in range(3):
+        for way, environment in ways.items():
+            base = os.path.join(directory, f"{way}{turn}".replace(" ", ""))
+            of = server(base, hash_, "-i", "10000", environment=environment)
+            replica = client(base, of, environment=environment)
+            wait_equal(replica, of)
+            rates[way][0].append(saturate(of, 5))
+            rates[way][1].append(import_(of, path, 1000, 4))
+            wait_equal(replica, of)
+            spans = sum(of.metric(f'syncd_trace_spans_total{{result="{word}"}}') for word in ("exported", "failed"))
+            rates[way][2].append(spans)
+            replica.stop()
+            of.stop()
+    sink.kill()
+    middle = lambda values: sorted(values)[1]
+    for way, (single, imported, spans) in rates.items():
+        report(f"traces: {way}", f"{middle(single):,.0f} single writes/s ({middle(single) / middle(rates['off'][0]):.2f}), "
+               f"import {middle(imported):,.0f}/s ({middle(imported) / middle(rates['off'][1]):.2f}), {middle(spans):,.0f} spans ({hash_})")
 
 
 def bench_iteration(directory, hash_):
@@ -371,7 +437,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", help="root of the installed peer")
     parser.add_argument("--hash", default="blake3,sha256")
-    parser.add_argument("--only", default="import,state_sync,catch_up,latency,iteration,families,proofs,retention,peer")
+    parser.add_argument("--only", default="import,state_sync,catch_up,latency,iteration,families,proofs,retention,traces,peer")
     args = parser.parse_args()
     directory = tempfile.mkdtemp(prefix="syncd-bench-")
     try:
