@@ -42,3 +42,18 @@ bench:
 # What CI runs.
 ci:
     .ci/run
+
+# The tests that need a stack (Prometheus, Jaeger, Docker, a Kubernetes API server): those whose tools are
+# missing are skipped by name. `just stack-tools` installs them (Debian, root).
+stack *ARGS:
+    cargo build --bins
+    tests/stack/run {{ARGS}}
+
+stack-tools:
+    for tool in tests/stack/install/*; do $tool || exit 1; done
+
+# The pictures of docs/images, from a run of two minutes with a real Prometheus.
+images:
+    cargo build --release
+    tests/stack/run --collect-only -q tests/stack/test_traces.py > /dev/null
+    SYNCD_STACK_PROFILE=release "${SYNCD_STACK_TOOLS:-$HOME/.cache/syncd-stack}/venv/bin/python" docs/images/draw.py

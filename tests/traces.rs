@@ -67,7 +67,7 @@ fn collector() -> (String, Received) {
     std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
         let served = syncd::http::serve(listener, router, std::future::pending());
-        runtime.block_on(async { served.await }).unwrap();
+        runtime.block_on(served).unwrap();
     });
     (format!("http://{address}"), received)
 }

@@ -4,6 +4,7 @@ mod adopt;
 pub mod backend;
 pub mod connection;
 pub mod core;
+mod following;
 pub mod known;
 pub mod metrics;
 pub mod pin;

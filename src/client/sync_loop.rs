@@ -6,18 +6,15 @@ use super::{
     replica::{Phase, Replica},
 };
 use crate::{
-    checkpoint::{Admission, Refusal, SignedCheckpoint, unix_ms},
-    commit_log::Commit,
+    checkpoint::{Admission, Refusal, SignedCheckpoint},
     database::{EXECUTION_VERSION, Generations},
     ledger::{self, History, Ledger},
     link::{Link, LinkError},
     replicate::{
         continuity::{self, Continuity},
-        follow::{self, Received},
         state_sync,
     },
     runtime::Runtime,
-    telemetry::context::TraceContext,
     wire::{Code, Request, Response},
 };
 use std::{
@@ -70,7 +67,7 @@ pub(super) enum End {
 }
 
 /// What following came to.
-enum Outcome {
+pub(super) enum Outcome {
     /// The target was reached (poll).
     Reached,
     /// The log does not reach back far enough.
@@ -266,7 +263,7 @@ impl<E: Runtime> SyncLoop<E> {
     }
 
     /// Verifies a checkpoint and takes it as known; a wrong one ends the connection.
-    async fn observe(
+    pub(super) async fn observe(
         &self,
         checkpoint: &SignedCheckpoint,
         link: &Arc<Link<E>>,
@@ -276,7 +273,7 @@ impl<E: Runtime> SyncLoop<E> {
         admission.map_err(|refusal| self.refuse(&refusal, link))
     }
 
-    fn refuse(&self, refusal: &Refusal, link: &Arc<Link<E>>) -> End {
+    pub(super) fn refuse(&self, refusal: &Refusal, link: &Arc<Link<E>>) -> End {
         link.close(LinkError::Protocol("the server's checkpoint is not acceptable"));
         if matches!(refusal, Refusal::Equivocation(_)) {
             return self.equivocation(refusal.to_string());
@@ -292,7 +289,7 @@ impl<E: Runtime> SyncLoop<E> {
     }
 
     /// The server did what no honest one does.
-    fn misbehaved(&self, link: &Arc<Link<E>>, error: LinkError) -> End {
+    pub(super) fn misbehaved(&self, link: &Arc<Link<E>>, error: LinkError) -> End {
         link.close(error.clone());
         End::Pause(Phase::Refusing("rejected"), error.to_string())
     }
@@ -312,126 +309,8 @@ impl<E: Runtime> SyncLoop<E> {
         }
     }
 
-    async fn follow(
-        &self,
-        ledger: &Arc<Ledger<E>>,
-        session: &Arc<Session<E>>,
-        mut target: Option<SignedCheckpoint>,
-    ) -> Result<Step<Outcome>, Fatal> {
-        let sequence = ledger.head().checkpoint.sequence;
-        let mut stream = match session.link.follow(sequence).await {
-            Ok(stream) => stream,
-            Err(error) => return Ok(Step::Done(Outcome::End(self.link_end(error)))),
-        };
-        self.replica.set_phase(Phase::Following, self.context.current());
-        let mut target_asked = self.context.current();
-        loop {
-            let received = match self.or_stop(follow::receive(&mut stream)).await {
-                Step::Stop => return Ok(Step::Stop),
-                Step::Done(Ok(received)) => received,
-                Step::Done(Err(LinkError::Refused(refused))) if refused.code == Code::Pruned => {
-                    return Ok(Step::Done(Outcome::StateSync));
-                }
-                Step::Done(Err(error @ LinkError::Protocol(_))) => {
-                    return Ok(Step::Done(Outcome::End(self.misbehaved(&session.link, error))));
-                }
-                Step::Done(Err(error)) => {
-                    return Ok(Step::Done(Outcome::End(self.link_end(error))));
-                }
-            };
-            // From here to the end of the iteration nothing is dropped half way.
-            let step = match received {
-                Received::Heartbeat(checkpoint) => {
-                    self.heartbeat(ledger, &checkpoint, session).await
-                }
-                Received::Commits(commits, traces) => {
-                    let span = tracing::info_span!(
-                        "client.iteration",
-                        kind = "follow",
-                        commits = commits.len(),
-                        size = Empty,
-                        sequence = Empty,
-                    );
-                    self.iterate(ledger, &commits, &traces, session).instrument(span).await?
-                }
-            };
-            if let Err(outcome) = step {
-                return Ok(Step::Done(outcome));
-            }
-            if let Some(wanted) = &target {
-                let now = self.context.current();
-                let interval = self.config.pace.target_update_interval;
-                if ledger.head().checkpoint.sequence >= wanted.checkpoint.sequence {
-                    return Ok(Step::Done(Outcome::Reached));
-                }
-                if now.duration_since(target_asked).unwrap_or_default() >= interval {
-                    target_asked = now;
-                    target = self.ask_target(&session.link).await.ok().or(target);
-                }
-            }
-        }
-    }
-
-    async fn heartbeat(
-        &self,
-        ledger: &Arc<Ledger<E>>,
-        checkpoint: &SignedCheckpoint,
-        session: &Arc<Session<E>>,
-    ) -> Result<(), Outcome> {
-        self.observe(checkpoint, &session.link).await.map_err(Outcome::End)?;
-        ledger.resign(checkpoint.clone());
-        Ok(())
-    }
-
-    /// One iteration: verifies, executes and adopts `commits`.
-    async fn iterate(
-        &self,
-        ledger: &Arc<Ledger<E>>,
-        commits: &[Commit],
-        traces: &[TraceContext],
-        session: &Arc<Session<E>>,
-    ) -> Result<Result<(), Outcome>, Fatal> {
-        let started = self.context.current();
-        let Some(newest) = commits.last() else { return Ok(Ok(())) };
-        // The signatures between are implied by the last one's history only if every root is
-        // compared, so each is verified; the last one also moves what is known.
-        for commit in commits {
-            if let Err(refusal) = self.replica.known.verify(&commit.checkpoint) {
-                return Ok(Err(Outcome::End(self.refuse(&refusal, &session.link))));
-            }
-        }
-        if let Err(end) = self.observe(&newest.checkpoint, &session.link).await {
-            return Ok(Err(Outcome::End(end)));
-        }
-        let size_before = ledger.head().checkpoint.size;
-        // The trace of an iteration is the replica's own; what made the commits is linked.
-        let span = tracing::info_span!("client.commit.apply", commits = commits.len());
-        traces.iter().for_each(|trace| trace.link(&span));
-        match follow::apply(ledger, commits).instrument(span).await {
-            Ok(()) => {}
-            Err(follow::Error::Ledger(error)) => return Err(error.into()),
-            Err(follow::Error::ExecutionVersion(sequence)) => {
-                tracing::info!(
-                    sequence,
-                    "a commit of another execution version: syncing the state"
-                );
-                return Ok(Err(Outcome::StateSync));
-            }
-            Err(follow::Error::DoesNotFollow(checkpoint)) => {
-                let end = self.investigate(ledger, &checkpoint, &session.link).await;
-                self.count_iteration("follow", "error");
-                return Ok(Err(Outcome::End(end)));
-            }
-            Err(follow::Error::Link(error)) => {
-                return Ok(Err(Outcome::End(self.link_end(error))));
-            }
-        }
-        self.adopted(commits, size_before, started);
-        Ok(Ok(()))
-    }
-
     /// A commit that does not follow: did the server alter it, or the publisher sign a fork?
-    async fn investigate(
+    pub(super) async fn investigate(
         &self,
         ledger: &Arc<Ledger<E>>,
         offered: &SignedCheckpoint,
@@ -462,20 +341,6 @@ impl<E: Runtime> SyncLoop<E> {
 
     pub(super) fn count_iteration(&self, kind: &'static str, result: &'static str) {
         self.replica.metrics.iterations.get_or_create(&IterationLabel { kind, result }).inc();
-    }
-
-    /// Notes an advance by commits.
-    fn adopted(&self, commits: &[Commit], size_before: u64, started: SystemTime) {
-        let Some(newest) = commits.last() else { return };
-        let now = self.context.current();
-        let (now_ms, metrics) = (unix_ms(now), &self.replica.metrics);
-        for commit in commits {
-            let delay = now_ms.saturating_sub(commit.checkpoint.checkpoint.committed_at_ms);
-            metrics.commit_to_apply.observe(delay as f64 / 1000.0);
-        }
-        // Every commit changes the root: its metadata is part of it.
-        metrics.root_changes.inc_by(commits.len() as u64);
-        self.report_iteration("follow", &newest.checkpoint, size_before, started);
     }
 
     /// Logs and counts an iteration that ended well.

@@ -1,29 +1,20 @@
-//! The client's side of a connection: dial, handshake, many requests in flight.
+//! The client's side of an open connection: many requests and streams in flight.
 
 use super::{
-    HANDSHAKE_TIMEOUT, KEEPALIVE_INTERVAL, REQUEST_TIMEOUT,
-    frames::{self, Guard, Outgoing},
-    upgrader,
+    KEEPALIVE_INTERVAL, REQUEST_TIMEOUT,
+    frames::{Guard, Outgoing},
 };
 use crate::{
     runtime::Runtime,
     telemetry::context::TraceContext,
-    wire::{
-        ClientMessage, FRAME_BYTES_MAX, Hello, NAMESPACE, Refused, Reply, Request, Response,
-        ServerMessage, Welcome,
-    },
+    wire::{ClientMessage, Refused, Request, Response, ServerMessage},
 };
 use bytes::Bytes;
 use commonware_codec::{DecodeExt as _, Encode as _, EncodeSize as _};
-use commonware_cryptography::{
-    ed25519::{PrivateKey, PublicKey},
-    handshake::sake::Error as SakeError,
-};
-use commonware_stream::{Upgrader as _, cups, sake, utils::TimeoutError};
 use commonware_utils::sync::Mutex;
 use std::{
     collections::HashMap,
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -102,150 +93,6 @@ impl LinkError {
     }
 }
 
-/// How to reach a server and what to prove to it.
-#[derive(Clone)]
-pub struct Connector {
-    /// Name or address.
-    pub host: String,
-    /// Port.
-    pub port: u16,
-    /// The server's transport key.
-    pub server: PublicKey,
-    /// Our transport key.
-    pub identity: PrivateKey,
-    /// Clock difference tolerated.
-    pub skew: Duration,
-}
-
-/// A connection whose handshake is done.
-pub struct Connected<E: Runtime> {
-    /// The connection.
-    pub link: Arc<Link<E>>,
-    /// What the server said of itself.
-    pub welcome: Welcome,
-    /// Address that was reached.
-    pub address: SocketAddr,
-}
-
-impl Connector {
-    /// Resolves, dials, proves and greets. `received` counts every byte that comes.
-    pub async fn connect<E: Runtime>(
-        &self,
-        context: E,
-        hello: &Hello,
-        received: Arc<AtomicU64>,
-    ) -> Result<Connected<E>, LinkError> {
-        let mut last = LinkError::Resolve { host: self.host.clone(), message: "no address".into() };
-        for address in self.resolve(&context).await? {
-            match self.connect_to(context.child("link"), address, hello, received.clone()).await {
-                Ok((link, welcome)) => return Ok(Connected { link, welcome, address }),
-                Err(error @ LinkError::Connect(_)) => last = error,
-                Err(error) => return Err(error),
-            }
-        }
-        Err(last)
-    }
-
-    async fn resolve<E: Runtime>(&self, context: &E) -> Result<Vec<SocketAddr>, LinkError> {
-        if let Ok(address) = self.host.parse::<IpAddr>() {
-            return Ok(vec![SocketAddr::new(address, self.port)]);
-        }
-        let addresses = context.resolve(&self.host).await.map_err(|error| LinkError::Resolve {
-            host: self.host.clone(),
-            message: error.to_string(),
-        })?;
-        Ok(addresses.into_iter().map(|address| SocketAddr::new(address, self.port)).collect())
-    }
-
-    async fn connect_to<E: Runtime>(
-        &self,
-        context: E,
-        address: SocketAddr,
-        hello: &Hello,
-        received: Arc<AtomicU64>,
-    ) -> Result<(Arc<Link<E>>, Welcome), LinkError> {
-        let (sink, stream) =
-            context.dial(address).await.map_err(|_| LinkError::Connect(address))?;
-        let (sender, receiver) = upgrader(self.identity.clone(), self.skew)
-            .dial(
-                context.child("handshake"),
-                NAMESPACE,
-                FRAME_BYTES_MAX,
-                self.server.clone(),
-                stream,
-                sink,
-            )
-            .await
-            .map_err(|error| self.name_handshake_error(error))?;
-        let (outgoing, mut incoming, guard) = frames::spawn(&context, sender, receiver).split();
-        outgoing.send(hello.encode().into()).await.map_err(|_| LinkError::Closed)?;
-        let reply = tokio::select! {
-            frame = incoming.recv() => frame.ok_or_else(|| LinkError::Handshake(
-                "the server closed the connection without a word: it may not authorise this \
-                 client's key, or have another key than --server-key says".into()))?,
-            () = context.sleep(HANDSHAKE_TIMEOUT) => return Err(LinkError::Timeout(HANDSHAKE_TIMEOUT)),
-        };
-        match Reply::decode(reply).map_err(|_| LinkError::Protocol("undecodable reply"))? {
-            Reply::Welcome(welcome) => {
-                let link = Link::start(context, outgoing, incoming, guard, received);
-                Ok((link, *welcome))
-            }
-            Reply::Refused(refused) => Err(LinkError::Refused(refused)),
-        }
-    }
-
-    /// Says in words what a failed handshake most likely means.
-    fn name_handshake_error(
-        &self,
-        error: TimeoutError<<cups::Cups<sake::Sake<PrivateKey>, commonware_cryptography::ChaCha20Poly1305> as commonware_stream::Upgrader>::Error>,
-    ) -> LinkError {
-        let text = error.to_string();
-        if let Some(SakeError::InvalidTimestamp(theirs, window)) = find_source::<SakeError>(&error)
-        {
-            let middle = window.start + (window.end - window.start) / 2;
-            return LinkError::ClockSkew {
-                skew: Duration::from_millis(theirs.abs_diff(middle)),
-                allowed: self.skew,
-            };
-        }
-        if text.contains("timestamp") {
-            return LinkError::ClockSkew { skew: skew_of(&text), allowed: self.skew };
-        }
-        if matches!(error, TimeoutError::Timeout) {
-            return LinkError::Timeout(HANDSHAKE_TIMEOUT);
-        }
-        LinkError::Handshake(format!(
-            "{text}; the server may have another key than --server-key says, or not authorise this client's key"
-        ))
-    }
-}
-
-/// The first error of type `T` in the chain of causes.
-fn find_source<'a, T: std::error::Error + 'static>(
-    error: &'a (dyn std::error::Error + 'static),
-) -> Option<&'a T> {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if let Some(found) = error.downcast_ref() {
-            return Some(found);
-        }
-        next = error.source();
-    }
-    None
-}
-
-/// The difference in "timestamp T not in A..B", for causes that are only given as text.
-fn skew_of(text: &str) -> Duration {
-    let numbers: Vec<u64> =
-        text.split(|c: char| !c.is_ascii_digit()).filter_map(|word| word.parse().ok()).collect();
-    match numbers[..] {
-        [.., theirs, start, end] => {
-            Duration::from_millis(theirs.abs_diff(start + end.saturating_sub(start) / 2))
-        }
-        _ => Duration::ZERO,
-    }
-}
-
 /// Where the answers to a request go.
 enum Pending {
     Once(oneshot::Sender<Response>),
@@ -275,7 +122,7 @@ pub struct Stream<E: Runtime> {
 }
 
 impl<E: Runtime> Link<E> {
-    fn start(
+    pub(super) fn start(
         context: E,
         outgoing: mpsc::Sender<Outgoing>,
         incoming: mpsc::Receiver<Bytes>,

@@ -9,12 +9,12 @@
 
 mod bounded;
 mod client;
+mod connector;
 mod frames;
 
 pub use bounded::Bounded;
-pub use client::{
-    CREDIT_BYTES, Connected, Connector, ITEM_BYTES_MIN, Link, LinkError, Stream, item_cost,
-};
+pub use client::{CREDIT_BYTES, ITEM_BYTES_MIN, Link, LinkError, Stream, item_cost};
+pub use connector::{Connected, Connector};
 pub use frames::{Frames, Outgoing, spawn as spawn_frames};
 
 use commonware_cryptography::{ChaCha20Poly1305, ed25519::PrivateKey};

@@ -12,6 +12,7 @@ pub mod limits;
 mod listener;
 mod metrics;
 mod session;
+mod streams;
 
 pub use listener::{Handle, spawn};
 pub use metrics::{DURATION_BUCKETS, Metrics};

@@ -7,19 +7,17 @@ use super::{
     metrics::{RequestLabel, ResultLabel},
 };
 use crate::{
-    checkpoint::SignedCheckpoint,
-    commit_log,
     database::{Error as DatabaseError, Fetch},
-    link::{Frames, HANDSHAKE_TIMEOUT, Outgoing, item_cost},
+    link::{Frames, HANDSHAKE_TIMEOUT, Outgoing},
     runtime::Runtime,
     telemetry::context::TraceContext,
     wire::{
-        COMMIT_RECORD_BYTES_MAX, ClientMessage, Code, FRAME_BYTES_MAX, RESPONSE_BYTES_MAX,
-        RESPONSE_OPERATIONS_MAX, Refused, Reply, Request, Response, ServerMessage,
+        ClientMessage, Code, FRAME_BYTES_MAX, RESPONSE_BYTES_MAX, RESPONSE_OPERATIONS_MAX, Refused,
+        Reply, Request, Response, ServerMessage,
     },
 };
 use bytes::Bytes;
-use commonware_codec::{DecodeExt as _, Encode as _, EncodeSize as _};
+use commonware_codec::{DecodeExt as _, Encode as _};
 use commonware_cryptography::ed25519::PublicKey;
 use commonware_utils::sync::Mutex;
 use std::{
@@ -36,17 +34,17 @@ use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tracing::{Instrument as _, Span, field::Empty};
 
 /// A stream's allowance.
-struct Credit {
-    bytes: AtomicI64,
-    more: Notify,
+pub(super) struct Credit {
+    pub(super) bytes: AtomicI64,
+    pub(super) more: Notify,
 }
 
 /// What the tasks of one session share.
-struct Session<E: Runtime> {
-    shared: Arc<Shared<E>>,
+pub(super) struct Session<E: Runtime> {
+    pub(super) shared: Arc<Shared<E>>,
     key: PublicKey,
     outgoing: mpsc::Sender<Outgoing>,
-    reader: Arc<Reader>,
+    pub(super) reader: Arc<Reader>,
     in_flight: Arc<Semaphore>,
     tasks: Mutex<HashMap<u64, Work>>,
 }
@@ -324,28 +322,7 @@ impl<E: Runtime> Session<E> {
         self.send(context, id, response, room).await;
     }
 
-    /// Sends what a stream is about, until it ends.
-    async fn stream(&self, context: &E, id: u64, request: Request, credit: Arc<Credit>) {
-        let (name, started) = (request.as_str(), context.current());
-        let result = match request {
-            Request::Watch { target } => self.watch(context, id, target).await,
-            Request::Follow { sequence, .. } => {
-                self.shared.metrics.followers.inc();
-                // Counted down even if this task is aborted.
-                let _count = Defer(|| {
-                    self.shared.metrics.followers.dec();
-                });
-                self.follow(context, id, sequence, &credit).await
-            }
-            Request::Checkpoint | Request::Fetch(_) => Ok(()),
-        };
-        self.count(context, name, started, result.as_ref().err());
-        if let Err(refused) = result {
-            self.send_small(context, id, Response::Refused(refused)).await;
-        }
-    }
-
-    fn count(
+    pub(super) fn count(
         &self,
         context: &E,
         request: &'static str,
@@ -362,7 +339,7 @@ impl<E: Runtime> Session<E> {
     }
 
     /// Queues a message, within the byte quota of the client's key; false if it is gone.
-    async fn send(
+    pub(super) async fn send(
         &self,
         context: &E,
         id: u64,
@@ -383,7 +360,7 @@ impl<E: Runtime> Session<E> {
     }
 
     /// Sends what has a small bounded size.
-    async fn send_small(&self, context: &E, id: u64, response: Response) -> bool {
+    pub(super) async fn send_small(&self, context: &E, id: u64, response: Response) -> bool {
         let reservation = self.reader.reserve(SMALL_BYTES).await;
         self.send(context, id, response, reservation).await
     }
@@ -435,108 +412,7 @@ impl<E: Runtime> Session<E> {
             }
         }
     }
-
-    /// Sends every commit after `sequence`, and heartbeats while there is none.
-    async fn follow(
-        &self,
-        context: &E,
-        id: u64,
-        sequence: u64,
-        credit: &Credit,
-    ) -> Result<(), Refused> {
-        let log = self.shared.ledger.log();
-        let (mut bounds, mut heads) = (log.subscribe(), self.shared.ledger.subscribe());
-        let mut last = sequence;
-        let mut signed_at_ms = 0;
-        loop {
-            bounds.borrow_and_update();
-            heads.borrow_and_update();
-            while last < log.bounds().last {
-                while credit.bytes.load(Ordering::Acquire) <= 0 {
-                    credit.more.notified().await;
-                }
-                // Before it is read: followers that do not read hold no commits in memory.
-                let reservation = self.reader.reserve(COMMIT_RECORD_BYTES_MAX).await;
-                let commit = log.read(last + 1).await.map_err(|error| self.refuse_read(error))?;
-                last = commit.sequence();
-                signed_at_ms = commit.checkpoint.checkpoint.signed_at_ms;
-                let cost = i64::from(item_cost(commit.encode_size()));
-                credit.bytes.fetch_sub(cost, Ordering::AcqRel);
-                let trace = self.shared.ledger.trace_of(last);
-                let response = Response::Commit { commit: Box::new(commit), trace };
-                if !self.send(context, id, response, reservation).await {
-                    return Ok(());
-                }
-            }
-            if last > log.bounds().last {
-                return Err(Refused::new(
-                    Code::Ahead,
-                    format!("the log ends at {}", log.bounds().last),
-                ));
-            }
-            let head = self.shared.ledger.head();
-            if head.checkpoint.sequence == last && head.checkpoint.signed_at_ms > signed_at_ms {
-                signed_at_ms = head.checkpoint.signed_at_ms;
-                if !self.send_small(context, id, Response::Checkpoint(Box::new(head))).await {
-                    return Ok(());
-                }
-            }
-            let changed = tokio::select! {
-                changed = bounds.changed() => changed,
-                changed = heads.changed() => changed,
-            };
-            if changed.is_err() {
-                return Err(Refused::new(Code::Draining, "the server is stopping"));
-            }
-        }
-    }
-
-    fn refuse_read(&self, error: commit_log::Error) -> Refused {
-        match error {
-            commit_log::Error::Trimmed { first } => {
-                Refused::new(Code::Pruned, format!("the log begins at sequence {first}"))
-            }
-            commit_log::Error::Ahead { last } => {
-                Refused::new(Code::Ahead, format!("the log ends at sequence {last}"))
-            }
-            error => {
-                self.shared.metrics.storage_errors.count("read");
-                tracing::error!(%error, "cannot read the commit log");
-                Refused::later(Code::Internal, "the store failed", limits::RETRY_AFTER)
-            }
-        }
-    }
-
-    /// Sends newer checkpoints, and holds what the state of `target` needs.
-    async fn watch(&self, context: &E, id: u64, target: u64) -> Result<(), Refused> {
-        let commit = self.shared.ledger.log().read(target).await;
-        let commit = commit.map_err(|error| self.refuse_read(error))?;
-        let _hold = self.shared.ledger.hold(&commit.checkpoint);
-        let mut heads = self.shared.ledger.subscribe();
-        loop {
-            let head: SignedCheckpoint = heads.borrow_and_update().clone();
-            // A slow reader skips checkpoints: only the newest is worth sending.
-            if !self.send_small(context, id, Response::Checkpoint(Box::new(head))).await {
-                return Ok(());
-            }
-            context.sleep(WATCH_INTERVAL).await;
-            if heads.changed().await.is_err() {
-                return Err(Refused::new(Code::Draining, "the server is stopping"));
-            }
-        }
-    }
 }
 
 /// Most bytes of an answer without operations or commits, and what comes on top of operations.
-const SMALL_BYTES: usize = 2048;
-/// Shortest time between two checkpoints sent to a client in state sync.
-const WATCH_INTERVAL: Duration = Duration::from_millis(200);
-
-/// Runs a closure when dropped.
-struct Defer<F: FnMut()>(F);
-
-impl<F: FnMut()> Drop for Defer<F> {
-    fn drop(&mut self) {
-        (self.0)();
-    }
-}
+pub(super) const SMALL_BYTES: usize = 2048;

@@ -4,9 +4,12 @@ A tool that is not on this machine skips the tests that need it, by name. Where 
 skipped test fails: CI has installed everything (tests/stack/install/).
 """
 
+import functools
+import json
 import os
 import pathlib
 import shutil
+import subprocess
 
 import pytest
 
@@ -24,11 +27,17 @@ def tool(name: str) -> str:
     return found
 
 
+@functools.cache
+def target() -> pathlib.Path:
+    """Where cargo puts what it builds."""
+    command = ["cargo", "metadata", "--format-version", "1", "--no-deps", "--offline"]
+    output = subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout
+    return pathlib.Path(json.loads(output)["target_directory"])
+
+
 def binary(name: str) -> str:
     """The path of one of the product's programs, as cargo built it last."""
-    target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
-    profile = os.environ.get("SYNCD_STACK_PROFILE", "debug")
-    found = target / profile / name
+    found = target() / os.environ.get("SYNCD_STACK_PROFILE", "debug") / name
     if not found.exists():
         pytest.skip(f"{found} is not built (cargo build)")
     return str(found)
