@@ -233,13 +233,15 @@ fn nonsense_ends_the_connection_that_it_came_over() {
     wait_for("noise is refused", || (rejected(&server, "handshake") >= 50.0).then_some(()));
     let door = Door::of(&server);
     on_runtime(&directory.path().join("peers"), |context| async move {
+        let version = syncd::wire::WIRE_VERSION.to_be_bytes();
+        let nonsense = Bytes::from([&version[..], &[1, 2, 3]].concat());
         // A greeting of another version, and one that is none, are answered by name.
         for (greeting, code) in [
             (
                 syncd::wire::Hello { wire: 99, ..door.hello.clone() }.encode(),
                 Code::UnsupportedVersion,
             ),
-            (Bytes::from_static(&[0, 2, 1, 2, 3]), Code::Malformed),
+            (nonsense, Code::Malformed),
         ] {
             let mut peer = door.enter(&context, 1).await.unwrap();
             peer.outgoing.send(greeting.into()).await.unwrap();

@@ -87,6 +87,16 @@ impl Received {
     }
 }
 
+/// The buckets of commit durations, in the format that has exemplars.
+fn exemplars(server: &Daemon) -> String {
+    let request = ureq::get(format!("{}/metrics", server.metrics));
+    let request = request.header("accept", "application/openmetrics-text; version=1.0.0");
+    let text = request.call().unwrap().body_mut().read_to_string().unwrap();
+    assert!(text.ends_with("# EOF\n"));
+    let buckets = text.lines().filter(|line| line.starts_with("syncd_server_commit_duration"));
+    buckets.collect::<Vec<_>>().join("\n")
+}
+
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 
 #[test]
@@ -107,6 +117,9 @@ fn a_write_and_its_way_to_a_replica_are_traced_and_flushed() {
     let answer = send("PUT", &format!("{}/v1/keys/a", server.api), &headers, b"1");
     assert_eq!(answer.status, 200);
     client.wait_equal(&server);
+    let metrics = exemplars(&server);
+    let example = format!("# {{trace_id=\"{TRACE}\"}}");
+    assert!(metrics.contains(&example), "{metrics}");
     assert!(received.spans.lock().unwrap().is_empty(), "spans leave at shutdown only");
     let (client_log, server_log) = (client.log.clone(), server.log.clone());
     client.stop();

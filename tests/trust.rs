@@ -138,11 +138,13 @@ fn a_forked_history_is_evidence_and_the_last_state_is_served_on() {
     wait_for("the equivocation is found", || {
         (client.metric("syncd_client_equivocations_total") >= 1.0).then_some(())
     });
-    let status = client.status();
-    assert_eq!(
-        (status["state"].as_str(), status["root"].as_str()),
-        (Some("refusing"), Some(root.as_str()))
-    );
+    wait_for("it is said", || (client.status()["state"] == "refusing").then_some(()));
+    // And goes on being said while the server is tried again.
+    for _ in 0..40 {
+        let status = client.status();
+        assert_eq!((&status["state"], &status["root"]), (&"refusing".into(), &root.clone().into()));
+        std::thread::sleep(std::time::Duration::from_millis(25));
+    }
     assert_eq!(get(&format!("{}/v1/keys/ours-3", client.api)).body, b"ours");
     let evidence = std::fs::read_dir(directory.path().join("client/evidence")).unwrap();
     let path = evidence.map(|entry| entry.unwrap().path()).next().unwrap();

@@ -31,7 +31,11 @@ impl<E: Runtime> SyncLoop<E> {
             Ok(stream) => stream,
             Err(error) => return Ok(Step::Done(Outcome::End(self.link_end(error)))),
         };
-        self.replica.set_phase(Phase::Following, self.context.current());
+        // What was refused stays refused until something was accepted: a state that flaps with each
+        // attempt is seen by nobody.
+        if !matches!(self.replica.phase(), Phase::Refusing(_) | Phase::Stalled(_)) {
+            self.replica.set_phase(Phase::Following, self.context.current());
+        }
         let mut target_asked = self.context.current();
         loop {
             let received = match self.or_stop(follow::receive(&mut stream)).await {
@@ -66,6 +70,7 @@ impl<E: Runtime> SyncLoop<E> {
             if let Err(outcome) = step {
                 return Ok(Step::Done(outcome));
             }
+            self.replica.set_phase(Phase::Following, self.context.current());
             if let Some(wanted) = &target {
                 let now = self.context.current();
                 let interval = self.config.pace.target_update_interval;
