@@ -1,6 +1,9 @@
 //! What a replica measures of itself.
 
-use crate::{checkpoint::Refusal, serve::DURATION_BUCKETS, telemetry::context::TracedHistogram};
+use crate::{
+    checkpoint::Refusal, link::LinkError, serve::DURATION_BUCKETS,
+    telemetry::context::TracedHistogram, wire::Code,
+};
 use commonware_runtime::{Metrics as Registry, telemetry::metrics::Registered};
 use prometheus_client::{
     encoding::EncodeLabelSet,
@@ -157,6 +160,9 @@ impl Metrics {
         }
         for reason in REJECTIONS.into_iter().chain(Refusal::REASONS) {
             let _ = self.rejected.get_or_create(&ReasonLabel { reason });
+        }
+        for reason in LinkError::REASONS.into_iter().chain(Code::ALL.map(Code::as_str)) {
+            let _ = self.reconnects.get_or_create(&ReasonLabel { reason });
         }
         for reason in STALLS {
             let _ = self.stalled.get_or_create(&ReasonLabel { reason });

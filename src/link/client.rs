@@ -78,6 +78,10 @@ pub enum LinkError {
 }
 
 impl LinkError {
+    /// Every word that [`Self::reason`] can give beside the codes of refusals.
+    pub const REASONS: [&str; 7] =
+        ["resolve", "connect", "clock_skew", "handshake", "protocol", "timeout", "closed"];
+
     /// Word for the label of metrics.
     pub const fn reason(&self) -> &'static str {
         match self {
