@@ -17,7 +17,7 @@ import requests
 import yaml
 from apiserver import ApiServer
 from conftest import ROOT, binary, tool
-from daemons import wait_for
+from daemons import free_port, wait_for
 
 COMPONENTS = ["monitoring", "tracing"]
 # Name of a rendering: the overlay and its components.
@@ -30,7 +30,8 @@ RENDERINGS = {
     "dev+all": ("overlays/dev", COMPONENTS),
     "production+all": ("overlays/production", COMPONENTS),
 }
-VERSIONS = ["1.32", "1.33", "1.34", "1.35", "1.36", "1.37"]
+# Those that deploy/README.md promises.
+VERSIONS = [f"1.{minor}" for minor in range(30, 38)]
 # Made at run time, or made by others: what the manifests may name without holding it.
 ACCESS_LABEL = "syncd-access"
 STRANGERS = {
@@ -157,20 +158,22 @@ def readme_commands() -> list[str]:
 
 def creating_commands() -> list[str]:
     """The commands of deploy/README.md that make what the manifests only name."""
-    made = [line for line in readme_commands() if line.startswith("kubectl -n syncd create") and "|" not in line]
-    return [line for line in made if "syncd-publisher-next" not in line]
+    commands = [line for line in readme_commands() if line.startswith("kubectl -n syncd create")]
+    return [line for line in commands if "| kubectl apply" not in line and "syncd-publisher-next" not in line]
+
+
+def made_by(line: str, tree: pathlib.Path) -> dict:
+    """The object that a `kubectl create` of deploy/README.md makes, with the keys of `tree`."""
+    line = line.split(" --dry-run")[0].replace("kubectl", tool("kubectl"), 1) + " --dry-run=client -o yaml"
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tree), "database": "ab" * 32}
+    done = subprocess.run(["bash", "-euc", line], cwd=tree, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, f"{line}: {done.stderr}"
+    return yaml.safe_load(done.stdout)
 
 
 def made_by_hand(tree: pathlib.Path) -> list[dict]:
     """The objects that deploy/README.md has users make."""
-    environment = {"PATH": os.environ["PATH"], "HOME": str(tree), "database": "ab" * 32}
-    objects = []
-    for line in creating_commands():
-        line = line.replace("kubectl", tool("kubectl"), 1) + " --dry-run=client -o yaml"
-        done = subprocess.run(["bash", "-euc", line], cwd=tree, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, f"{line}: {done.stderr}"
-        objects.append(yaml.safe_load(done.stdout))
-    return objects
+    return [made_by(line, tree) for line in creating_commands()]
 
 
 # --- checks of the text ------------------------------------------------------------------------
@@ -185,6 +188,12 @@ def test_every_object_is_of_its_schema(rendered, version):
             kubernetes_validate.validate(object, version, strict=True)
         except kubernetes_validate.ValidationError as error:
             pytest.fail(f"{object['kind']} {object['metadata']['name']}: {error.message}")
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_job_is_of_its_schema(version):
+    for path in maintenance():
+        kubernetes_validate.validate(yaml.safe_load(path.read_text()), version, strict=True)
 
 
 def maintenance() -> list[pathlib.Path]:
@@ -467,57 +476,55 @@ def test_dashboards_are_config_maps_for_the_sidecar(tree):
 # --- the daemons, started as rendered ----------------------------------------------------------
 
 
-class Pod:
-    """The container of a StatefulSet's pod as a process: its command, its environment and nothing else of it, the files
-    of its volumes with the owner and mode that the kubelet gives them (root, the group's right to read), under
+class Container:
+    """The container of a workload, to be run as a process: its command, its environment and nothing else of it, the
+    files of its volumes with the owner and mode that the kubelet gives them (root, the group's right to read), under
     the container's user if this is root. Paths are moved below a directory and ports are free ones."""
 
-    def __init__(self, rendered: Rendered, workload: dict, directory: pathlib.Path, **changed: str):
-        self.container, self.rendered, self.directory = container_of(workload), rendered, directory
+    def __init__(self, rendered: Rendered, workload: dict, directory: pathlib.Path, storage=None, **changed: str):
+        self.container, self.directory = container_of(workload), directory
         directory.mkdir(mode=0o755)
         context = pod_of(workload)["securityContext"]
-        self.user = {}
-        if os.geteuid() == 0:
-            self.user = {"user": context["runAsUser"], "group": context["runAsGroup"], "extra_groups": [context["fsGroup"]]}
-        self._write_volumes(workload, context["fsGroup"])
-        environment = {name: self._moved(value) for name, value in rendered.environment(self.container).items()}
+        user = {"user": context["runAsUser"], "group": context["runAsGroup"], "extra_groups": [context["fsGroup"]]}
+        self.user = user if os.geteuid() == 0 else {}
+        volumes = {volume["name"]: volume for volume in pod_of(workload)["volumes"]}
+        for mount in self.container["volumeMounts"]:
+            path = self._moved(mount["mountPath"])
+            path.parent.mkdir(parents=True, exist_ok=True)
+            volume = volumes.get(mount["name"], {"persistentVolumeClaim": {}})
+            if "persistentVolumeClaim" not in volume:
+                path.mkdir()
+                self._write_files(path, rendered.files(volume), volume, context["fsGroup"])
+            elif storage:
+                path.symlink_to(storage)
+            else:
+                path.mkdir()
+                self._hand_over(path, context["fsGroup"], 0o2775)
+        environment = rendered.environment(self.container)
+        environment = {name: str(self._moved(v)) if v.startswith("/") else v for name, v in environment.items()}
         for name in environment:
             if re.fullmatch(r"SYNCD_(API_|METRICS_)?PORT", name):
                 environment[name] = "0"
         # A container runtime sets PATH by the image, HOME by the user's entry, and nothing else.
         self.environment = {"HOME": "/nonexistent", "PATH": "/usr/local/bin"} | environment | changed
-        storage = pathlib.Path(environment["SYNCD_STORAGE_DIR"])
-        self.log = directory / "log"
-        (command,) = self.container["command"]
-        self.process = subprocess.Popen(
-            [self._program(command)], stderr=self.log.open("ab"), cwd="/", env=self.environment, **self.user
-        )
-        endpoints = storage / "public/endpoints.json"
-        found = wait_for(f"{command} listens", lambda: self._is_alive() and endpoints.exists() and endpoints.read_text())
-        self.addresses = {name: "127.0.0.1:" + a.rsplit(":", 1)[1] for name, a in json.loads(found).items()}
-        self.environment["SYNCD_API"] = f"http://{self.addresses['api']}"
+        self.storage = pathlib.Path(environment["SYNCD_STORAGE_DIR"])
+        self.options = {"cwd": "/", "env": self.environment, **self.user}
+        program, *arguments = self.container["command"]
+        self.command = [self._program(program), *arguments]
 
-    def _write_volumes(self, workload: dict, group: int):
-        volumes = {volume["name"]: volume for volume in pod_of(workload)["volumes"]}
-        for mount in self.container["volumeMounts"]:
-            path = self.directory / mount["mountPath"].lstrip("/")
-            path.mkdir(parents=True)
-            if mount["name"] not in volumes:
-                if self.user:
-                    os.chown(path, 0, group)
-                path.chmod(0o2775)
-                continue
-            volume = volumes[mount["name"]]
-            source = volume.get("projected") or volume.get("secret") or volume["configMap"]
-            for name, content in self.rendered.files(volume).items():
-                file = path / name
-                file.write_text(content)
-                if self.user:
-                    os.chown(file, 0, group)
-                file.chmod(source.get("defaultMode", 0o644) | 0o440)
+    def _moved(self, path: str) -> pathlib.Path:
+        return self.directory / path.lstrip("/")
 
-    def _moved(self, value: str) -> str:
-        return str(self.directory / value.lstrip("/")) if value.startswith("/") else value
+    def _hand_over(self, path: pathlib.Path, group: int, mode: int):
+        if self.user:
+            os.chown(path, 0, group)
+        path.chmod(mode)
+
+    def _write_files(self, path: pathlib.Path, files: dict, volume: dict, group: int):
+        source = volume.get("projected") or volume.get("secret") or volume["configMap"]
+        for name, content in files.items():
+            (path / name).write_text(content)
+            self._hand_over(path / name, group, source.get("defaultMode", 0o644) | 0o440)
 
     def _program(self, path: str) -> str:
         """A copy that the container's user may run, wherever cargo built it."""
@@ -526,6 +533,27 @@ class Pod:
             copy.parent.mkdir(mode=0o755, exist_ok=True)
             shutil.copy(binary(copy.name), copy)
         return str(copy)
+
+    def run(self) -> str:
+        """Runs it to its end, as a Job's; its log."""
+        done = subprocess.run(self.command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **self.options)
+        assert done.returncode == 0, done.stdout
+        return done.stdout
+
+
+class Pod(Container):
+    """A running daemon; use as a context."""
+
+    def __init__(self, *arguments, **more):
+        super().__init__(*arguments, **more)
+        self.log = self.directory / "log"
+        endpoints = self.storage / "public/endpoints.json"
+        endpoints.unlink(missing_ok=True)
+        self.process = subprocess.Popen(self.command, stderr=self.log.open("ab"), **self.options)
+        listens = f"{self.command[0]} listens"
+        found = wait_for(listens, lambda: self._is_alive() and endpoints.exists() and endpoints.read_text())
+        self.addresses = {name: "127.0.0.1:" + a.rsplit(":", 1)[1] for name, a in json.loads(found).items()}
+        self.environment["SYNCD_API"] = f"http://{self.addresses['api']}"
 
     def _is_alive(self) -> bool:
         assert self.process.poll() is None, self.log.read_text()[-3000:]
@@ -543,10 +571,8 @@ class Pod:
 
     def syncctl(self, *arguments: str) -> str:
         """What `kubectl exec POD -- syncctl ...` would print."""
-        program = self._program("syncctl")
-        done = subprocess.run(
-            [program, *arguments], capture_output=True, text=True, env=self.environment, cwd="/", timeout=60, **self.user
-        )
+        command = [self._program("syncctl"), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, **self.options)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -626,6 +652,68 @@ def test_a_replica_with_another_identity_is_not_let_in(tree, node):
             refused = re.compile(r'^syncd_server_rejected_total\{reason="unauthorized"\} [1-9]', re.M)
             wait_for("a refusal", lambda: refused.search(requests.get(url, timeout=10).text))
             assert client.probe("livenessProbe") and not client.probe("readinessProbe")
+
+
+def replaced(rendered: Rendered, tree: pathlib.Path, kind: str, name: str):
+    """Replaces an object as deploy/README.md does."""
+    (line,) = [c for c in readme_commands() if f" create {kind}" in c and f" {name} " in c and "| kubectl apply" in c]
+    made = made_by(line, tree)
+    rendered.also = [o for o in rendered.also if (o["kind"], o["metadata"]["name"]) != (made["kind"], name)] + [made]
+
+
+def job(name: str) -> dict:
+    return yaml.safe_load((ROOT / f"deploy/maintenance/{name}.yaml").read_text())
+
+
+def test_the_publisher_key_is_rotated_by_its_job(tree, node):
+    """By the steps of deploy/README.md; a replica that runs on follows the new key by itself."""
+    rendered = Rendered(render(tree, "production"), made_by_hand(tree))
+    server_set, client_set = (rendered.find("StatefulSet", f"syncd-{role}") for role in ("server", "client"))
+    port = str(free_port())
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(Pod(rendered, server_set, node / "server", SYNCD_PORT=port))
+        pin_database(rendered, server)
+        client = stack.enter_context(Pod(rendered, client_set, node / "client", SYNCD_SERVER=f"127.0.0.1:{port}"))
+        server.syncctl("put", "before", "1")
+        wait_for("readiness", lambda: client.probe("readinessProbe"))
+        assert server.terminate() == 0
+
+        (keygen,) = [line for line in readme_commands() if line.startswith("syncctl keygen")]
+        subprocess.run(["bash", "-euc", keygen.replace("syncctl", binary("syncctl"), 1)], cwd=tree, check=True)
+        (line,) = [c for c in readme_commands() if " create secret generic syncd-publisher-next " in c]
+        rendered.also.append(made_by(line, tree))
+        Container(rendered, job("rotate-key"), node / "job", storage=server.storage).run()
+        replaced(rendered, tree, "secret generic", "syncd-server-keys")
+
+        server = Pod(rendered, server_set, node / "server-2", storage=server.storage, SYNCD_PORT=port)
+        server = stack.enter_context(server)
+        server.syncctl("put", "after", "2")
+        wait_for("a write under the new key", lambda: '"after"' in client.syncctl("export"))
+        # A new replica trusts the new key alone.
+        replaced(rendered, tree, "configmap", "syncd-trust")
+        fresh = Pod(rendered, client_set, node / "client-2", SYNCD_SERVER=f"127.0.0.1:{port}")
+        fresh = stack.enter_context(fresh)
+        wait_for("readiness", lambda: fresh.probe("readinessProbe"))
+        assert (fresh.syncctl("get", "before"), fresh.syncctl("get", "after")) == ("1", "2")
+
+
+def test_a_new_epoch_is_begun_by_its_job(tree, node):
+    rendered = Rendered(render(tree, "production"), made_by_hand(tree))
+    server_set, client_set = (rendered.find("StatefulSet", f"syncd-{role}") for role in ("server", "client"))
+    with Pod(rendered, server_set, node / "server") as server:
+        pin_database(rendered, server)
+        server.syncctl("put", "key", "kept")
+        assert server.terminate() == 0
+    before = rendered.find("ConfigMap", "syncd-database")["data"]["database.id"]
+    log = Container(rendered, job("new-epoch"), node / "job", storage=server.storage).run()
+    (pattern,) = [re.search(r"grep -x '(.*?)'", line)[1] for line in readme_commands() if "grep -x" in line]
+    grep = subprocess.run(["grep", "-x", pattern], input=log, capture_output=True, text=True, check=True)
+    rendered.find("ConfigMap", "syncd-database")["data"]["database.id"] = grep.stdout.strip()
+    assert grep.stdout.strip() != before
+    with Pod(rendered, server_set, node / "server-2", storage=server.storage) as server:
+        with Pod(rendered, client_set, node / "client", SYNCD_SERVER=server.addresses["sync"]) as client:
+            wait_for("readiness", lambda: client.probe("readinessProbe"))
+            assert client.syncctl("get", "key") == "kept"
 
 
 # --- a real API server -------------------------------------------------------------------------
