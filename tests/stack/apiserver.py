@@ -1,7 +1,7 @@
 """A real Kubernetes API server over a real etcd, on free ports of this machine.
 
-There are no controllers, no scheduler and no kubelet: objects are validated, defaulted, admitted and stored, and no pod
-ever runs.
+There is no scheduler and no kubelet: objects are validated, defaulted, admitted and stored, controllers make what they
+stand for where they are asked for, and no pod ever runs.
 """
 
 import contextlib
@@ -48,6 +48,13 @@ class ApiServer:
         self.authority = directory / "certificates/apiserver.crt"
         wait_for("the API server is ready", self._is_ready)
         self.environment = {"PATH": os.environ["PATH"], "HOME": str(directory), "KUBECONFIG": str(self._config())}
+
+    def start_controllers(self, *names: str):
+        """Some of the controllers of kube-controller-manager."""
+        self._start(
+            *[tool("kube-controller-manager"), f"--kubeconfig={self.environment['KUBECONFIG']}", "--secure-port=0"],
+            *["--leader-elect=false", f"--controllers={','.join(names)}", "--concurrent-statefulset-syncs=2"],
+        )
 
     def _start(self, *command):
         log = self.directory / f"{pathlib.Path(command[0]).name}.log"

@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -83,6 +84,7 @@ def directory_of(tree: pathlib.Path, rendering: str) -> pathlib.Path:
     return made
 
 
+@functools.cache
 def render(tree: pathlib.Path, rendering: str) -> str:
     command = [tool("kubectl"), "kustomize", directory_of(tree, rendering)]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -162,13 +164,18 @@ def creating_commands() -> list[str]:
     return [line for line in commands if "| kubectl apply" not in line and "syncd-publisher-next" not in line]
 
 
-def made_by(line: str, tree: pathlib.Path) -> dict:
-    """The object that a `kubectl create` of deploy/README.md makes, with the keys of `tree`."""
+@functools.cache
+def printed_by(line: str, tree: pathlib.Path) -> str:
     line = line.split(" --dry-run")[0].replace("kubectl", tool("kubectl"), 1) + " --dry-run=client -o yaml"
     environment = {"PATH": os.environ["PATH"], "HOME": str(tree), "database": "ab" * 32}
     done = subprocess.run(["bash", "-euc", line], cwd=tree, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, f"{line}: {done.stderr}"
-    return yaml.safe_load(done.stdout)
+    return done.stdout
+
+
+def made_by(line: str, tree: pathlib.Path) -> dict:
+    """The object that a `kubectl create` of deploy/README.md makes, with the keys of `tree`."""
+    return yaml.safe_load(printed_by(line, tree))
 
 
 def made_by_hand(tree: pathlib.Path) -> list[dict]:
@@ -259,7 +266,8 @@ def test_selectors_match_the_pods_they_are_for(rendered):
         assert matched(policy["spec"]["podSelector"]), policy["metadata"]["name"]
     for monitor in rendered.of("PodMonitor"):
         assert matched(monitor["spec"]["selector"]) == set(workloads)
-        assert all(endpoint["port"] in ports_of(w) for w in workloads.values() for endpoint in monitor["spec"]["podMetricsEndpoints"])
+        ports = {endpoint["port"] for endpoint in monitor["spec"]["podMetricsEndpoints"]}
+        assert all(ports <= set(ports_of(workload)) for workload in workloads.values())
 
 
 def test_ports_are_the_ports_of_the_containers(rendered):
@@ -738,8 +746,8 @@ def versions(cluster: ApiServer, directory: pathlib.Path) -> dict[str, str]:
     return {f"{o['kind']} {o['metadata']['name']}": o["metadata"]["resourceVersion"] for o in objects}
 
 
-# Of these, kubectl sends lists that the server has filled with defaults, or Secrets whose base64 is wrapped, and calls them
-# configured although nothing changes.
+# Of these, kubectl sends lists that the server has filled with defaults, or Secrets whose base64 is wrapped, and calls
+# them configured although nothing changes.
 ALWAYS_CONFIGURED = ("statefulset.", "poddisruptionbudget.", "secret/")
 
 
@@ -751,8 +759,8 @@ def check_applied(cluster: ApiServer, directory: pathlib.Path):
     changed = [line for line in again if not line.endswith(" unchanged") and not line.startswith(ALWAYS_CONFIGURED)]
     assert again and not changed, "\n".join(changed)
     assert versions(cluster, directory) == before
-    # From one way of applying to the other, the StatefulSets' lists of claims have to be taken over: the server has filled
-    # them with defaults, so that they are not what the files hold.
+    # From one way of applying to the other, the StatefulSets' lists of claims have to be taken over: the server has
+    # filled them with defaults, so that they are not what the files hold.
     apply(cluster, directory, "--server-side", "--force-conflicts")
     before = versions(cluster, directory)
     assert all("serverside-applied" in line for line in apply(cluster, directory, "--server-side"))
@@ -768,7 +776,8 @@ def bare_pod(workload: dict) -> dict:
     claims = [c["metadata"]["name"] for c in workload["spec"]["volumeClaimTemplates"]]
     volumes = [{"name": c, "persistentVolumeClaim": {"claimName": f"{c}-{name}-0"}} for c in claims]
     spec = template["spec"] | {"volumes": template["spec"]["volumes"] + volumes}
-    metadata = {"name": f"{name}-0", "namespace": workload["metadata"]["namespace"], "labels": template["metadata"]["labels"]}
+    metadata = {"name": f"{name}-0", "namespace": workload["metadata"]["namespace"]}
+    metadata["labels"] = template["metadata"]["labels"]
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
 
 
@@ -810,9 +819,6 @@ def test_production_is_applied_by_the_steps_of_the_readme(cluster, tree):
                 for kind, field, name in (("secret", "secret", "secretName"), ("configmap", "configMap", "name")):
                     if field in source:
                         cluster.get("-n", "syncd", kind, source[field].get(name) or source[field]["name"])
-    scale = [line for line in lines if " scale " in line and "--replicas=5" in line]
-    run_readme(cluster, tree, scale)
-    assert cluster.get("-n", "syncd", "statefulset", "syncd-client")["spec"]["replicas"] == 5
 
 
 def test_tracing_is_applied(cluster, tree):
@@ -833,3 +839,64 @@ def test_maintenance_jobs_are_admitted(cluster, tree):
     for path in maintenance():
         output = cluster.kubectl("create", "--dry-run=server", "-f", path)
         assert "created (server dry run)" in output and "Warning" not in output, output
+
+
+@pytest.fixture
+def controlled(tmp_path):
+    """An API server with the controllers that make pods and claims, and judge budgets."""
+    with ApiServer(tmp_path) as cluster:
+        controllers = ["statefulset", "disruption", "persistentvolumeclaim-protection", "garbage-collector"]
+        cluster.start_controllers(*(f"{name}-controller" for name in controllers))
+        yield cluster
+
+
+def test_controllers_make_scale_and_keep_what_they_should(controlled, tree):
+    """The commands of deploy/README.md, with pods that nobody runs and that are said to be ready."""
+
+    def names(kind: str) -> set[str]:
+        return {object["metadata"]["name"] for object in controlled.get("-n", "syncd", kind)["items"]}
+
+    def pods(clients: int, servers=1) -> set[str]:
+        return {f"syncd-server-{n}" for n in range(servers)} | {f"syncd-client-{n}" for n in range(clients)}
+
+    def wait_for_names(kind: str, expected: set[str]):
+        wait_for(f"{kind} {sorted(expected)}", lambda: names(kind) == expected, 60)
+
+    def say_ready():
+        status = {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}
+        for pod in names("pods"):
+            patch = json.dumps({"status": status})
+            controlled.kubectl("-n", "syncd", "patch", "pod", pod, "--subresource=status", "-p", patch)
+
+    def documented(part: str) -> list[str]:
+        return [line for line in readme_commands() if line.startswith("kubectl -n syncd ") and part in line]
+
+    run_readme(controlled, tree, ["kubectl apply -f deploy/base/namespace.yaml", *creating_commands()])
+    apply(controlled, directory_of(tree, "production"))
+    wait_for_names("pods", pods(3))
+    claims = {f"data-{pod}" for pod in pods(3)}
+    assert names("persistentvolumeclaims") == claims
+    say_ready()
+    run_readme(controlled, tree, documented(" rollout status "))
+    for budget in ("syncd-server", "syncd-client"):
+
+        def allowed(budget=budget):
+            return controlled.get("-n", "syncd", "poddisruptionbudget", budget)["status"].get("disruptionsAllowed")
+
+        wait_for(f"the budget of {budget}", lambda: allowed() == 1, 60)
+
+    # More replicas, by themselves; fewer, with their volumes.
+    run_readme(controlled, tree, documented("--replicas=5"))
+    wait_for_names("pods", pods(5))
+    controlled.kubectl("-n", "syncd", "scale", "statefulset/syncd-client", "--replicas=3")
+    wait_for_names("pods", pods(3))
+    wait_for_names("persistentvolumeclaims", claims)
+
+    # The server's volume stays whatever is done to it.
+    run_readme(controlled, tree, documented("statefulset/syncd-server statefulset/syncd-client --replicas=0"))
+    run_readme(controlled, tree, documented("--for=delete"))
+    wait_for_names("persistentvolumeclaims", {"data-syncd-server-0"})
+    controlled.kubectl("-n", "syncd", "delete", "statefulset", "syncd-server")
+    run_readme(controlled, tree, ["kubectl apply -k " + str(directory_of(tree, "production"))])
+    wait_for_names("pods", pods(3))
+    assert names("persistentvolumeclaims") == claims
