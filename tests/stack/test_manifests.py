@@ -360,6 +360,19 @@ def test_no_secret_is_in_the_files():
     assert len(subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.split()) == 2
 
 
+def test_the_image_is_the_one_that_is_built_here(tree):
+    """Its tag is the version; its programs, user and volume are where the manifests have them."""
+    version = re.search(r'^version = "(.*)"$', (ROOT / "Cargo.toml").read_text(), re.M)[1]
+    server = Rendered(render(tree, "production")).find("StatefulSet", "syncd-server")
+    assert container_of(server)["image"] == f"ghcr.io/syncd/syncd:{version}"
+    if not (ROOT / "Dockerfile").exists():
+        pytest.skip("there is no Dockerfile")
+    text = (ROOT / "Dockerfile").read_text()
+    user = pod_of(server)["securityContext"]["runAsUser"]
+    assert re.search(rf"^USER {user}:{user}$", text, re.M)
+    assert re.search(r"^COPY .* /usr/local/bin/$", text, re.M) and '"/var/lib/syncd"' in text
+
+
 def seconds(duration: str) -> int:
     return int(re.fullmatch(r"(\d+)s", duration)[1])
 
