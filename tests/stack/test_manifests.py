@@ -898,6 +898,16 @@ def test_controllers_make_scale_and_keep_what_they_should(controlled, tree):
 
         wait_for(f"the budget of {budget}", lambda: allowed() == 1, 60)
 
+    # A damaged replica gets a new volume.
+    def stored(kind: str, name: str) -> str:
+        return controlled.get("-n", "syncd", kind, name)["metadata"]["uid"]
+
+    before = stored("persistentvolumeclaim", "data-syncd-client-0")
+    run_readme(controlled, tree, documented("delete persistentvolumeclaim/") + documented("delete pod/syncd-client"))
+    wait_for("another claim", lambda: names("persistentvolumeclaims") == claims and names("pods") == pods(3), 60)
+    wait_for("another volume", lambda: stored("persistentvolumeclaim", "data-syncd-client-0") != before, 60)
+    wait_for_names("pods", pods(3))
+
     # More replicas, by themselves; fewer, with their volumes.
     run_readme(controlled, tree, documented("--replicas=5"))
     wait_for_names("pods", pods(5))
