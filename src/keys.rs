@@ -11,7 +11,7 @@ use std::{
     collections::HashSet,
     fs, io,
     io::Write as _,
-    os::unix::fs::PermissionsExt as _,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -97,11 +97,18 @@ fn parse_bytes(text: &str, tag: &str, prefix: &[u8]) -> Option<[u8; 32]> {
     block.contents().strip_prefix(prefix)?.try_into().ok()
 }
 
+/// Permissions that a private key's file should not have: any for others; for a file of root's, which its group may be
+/// given to read (as volumes with `fsGroup` do), no writing by it.
+const fn forbidden_mode(owner: u32) -> u32 {
+    if owner == 0 { 0o037 } else { 0o077 }
+}
+
 /// Reads a private key; says on the log if others may read the file.
 pub fn load_private(path: &Path) -> Result<PrivateKey, Error> {
     let text = read(path)?;
-    let mode = fs::metadata(path).map_err(at(path))?.permissions().mode();
-    if mode & 0o077 != 0 {
+    let metadata = fs::metadata(path).map_err(at(path))?;
+    let mode = metadata.permissions().mode();
+    if mode & forbidden_mode(metadata.uid()) != 0 {
         tracing::warn!(path = %path.display(), mode = format!("{:o}", mode & 0o777), "others may read this private key");
     }
     private_from_text(path, &text)

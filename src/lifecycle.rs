@@ -80,6 +80,23 @@ impl DirectoryLock {
     }
 }
 
+/// The process that has a storage directory; `None` if none has.
+pub fn owner_of(path: &Path) -> Result<Option<u32>, DirectoryError> {
+    let failed = |source| DirectoryError::Io { path: path.to_path_buf(), source };
+    let mut file = File::open(path.join("lock")).map_err(failed)?;
+    match file.try_lock_shared() {
+        // Nobody holds it: what it says is of a process that ended.
+        Ok(()) => Ok(None),
+        Err(TryLockError::WouldBlock) => {
+            let mut owner = String::new();
+            file.read_to_string(&mut owner).map_err(failed)?;
+            let number = owner.trim().parse();
+            number.map(Some).map_err(|_| failed(io::Error::other("its lock names no process")))
+        }
+        Err(TryLockError::Error(source)) => Err(failed(source)),
+    }
+}
+
 /// Signals of the process.
 #[derive(Clone)]
 pub struct Shutdown {
@@ -188,7 +205,9 @@ mod tests {
         let error = DirectoryLock::take(directory.path()).unwrap_err();
         assert_eq!(error.exit_code(), crate::exit::TEMPORARY);
         assert!(error.to_string().contains(&std::process::id().to_string()), "{error}");
+        assert_eq!(owner_of(directory.path()).unwrap(), Some(std::process::id()));
         drop(lock);
+        assert_eq!(owner_of(directory.path()).unwrap(), None);
         DirectoryLock::take(directory.path()).unwrap();
     }
 

@@ -200,8 +200,7 @@ fn only_authorised_clients_connect() {
     let client = server.client(&directory.path().join("client"), &[]);
     wait_for("the client is refused", || {
         let name = "syncd_server_rejected_total{reason=\"unauthorized\"}";
-        let text = String::from_utf8(get(&format!("{}/metrics", server.metrics)).body).unwrap();
-        text.contains(name).then_some(())
+        (server.metric(name) >= 1.0).then_some(())
     });
     assert_eq!(client.size(), 0);
     assert_eq!(get(&format!("{}/v1/keys/a-0", client.api)).status, 503);
@@ -223,7 +222,10 @@ fn only_authorised_clients_connect() {
     client.wait_equal(&server);
     assert_eq!(client.log_text().matches("not connected").count(), reconnects);
     std::fs::write(&list, format!("{}\n", second.trim())).unwrap();
-    server.signal(rustix::process::Signal::HUP);
+    // As in a container, where nothing sends signals.
+    let storage = server.storage.display().to_string();
+    let output = syncctl(&["reload", "--storage-dir", &storage]);
+    assert!(output.status.success(), "{output:?}");
     wait_for("the first is told and disconnected", || {
         client.log_text().contains("no longer authorised").then_some(())
     });
@@ -406,4 +408,27 @@ fn wrong_keys_are_refused_by_name() {
     });
     assert!(client.metric("syncd_client_rejected_total{reason=\"untrusted_publisher\"}") >= 1.0);
     assert_eq!(get(&format!("{}/v1/keys/a-0", client.api)).status, 503);
+}
+
+/// A container may have no home: what is given needs no default.
+#[test]
+fn a_client_that_is_told_everything_needs_no_home() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = Daemon::server(&directory.path().join("server"), &[]);
+    write(&server, "a", 1);
+    let storage = directory.path().join("client");
+    let mut child = common::command("syncd-client")
+        .env_clear()
+        .args(["--api-port", "0", "--metrics-port", "0", "--server", &server.sync, "-d"])
+        .arg(&storage)
+        .args(server.trust())
+        .spawn()
+        .unwrap();
+    let file = storage.join("public/endpoints.json");
+    wait_for("the client listens", || file.exists().then_some(()));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    // Nobody has the directory now.
+    let output = syncctl(&["reload", "--storage-dir", &storage.display().to_string()]);
+    assert_eq!(output.status.code(), Some(75), "{output:?}");
 }

@@ -77,13 +77,12 @@ struct Trust {
 /// The keys of the configuration; what is missing is what a server with default settings on this
 /// machine wrote.
 fn load_trust(config: &Config) -> Result<Trust, Failure> {
-    let directory = daemon::public_dir(&default_storage_dir("server")?);
-    let local = |name: &str| directory.join(name).display().to_string();
-    let server = config.server_key.clone().unwrap_or_else(|| local("identity.pub"));
-    let database = config.database.clone().unwrap_or_else(|| local("database.id"));
+    let local = |name: &str| local_file(name).map(|path| path.display().to_string());
+    let server = config.server_key.clone().map_or_else(|| local("identity.pub"), Ok)?;
+    let database = config.database.clone().map_or_else(|| local("database.id"), Ok)?;
     let mut publishers = config.trusted_keys.clone();
     if publishers.is_empty() {
-        publishers.push(local("publisher.pub"));
+        publishers.push(local("publisher.pub")?);
     }
     let publishers: Result<Vec<_>, _> =
         publishers.iter().map(|key| keys::parse_public(key)).collect();
@@ -98,16 +97,22 @@ fn load_trust(config: &Config) -> Result<Trust, Failure> {
     })
 }
 
+/// Where a server with default settings writes a public file. Only asked for where a flag is not given: a container
+/// may have no home.
+fn local_file(name: &str) -> Result<PathBuf, Failure> {
+    Ok(daemon::public_dir(&default_storage_dir("server")?).join(name))
+}
+
 /// The files that are still missing, where the keys of a local server are the default.
 fn missing_files(config: &Config) -> Result<Vec<PathBuf>, Failure> {
-    let directory = daemon::public_dir(&default_storage_dir("server")?);
     let wanted = [
         ("identity.pub", config.server_key.is_none()),
         ("publisher.pub", config.trusted_keys.is_empty()),
         ("database.id", config.database.is_none()),
     ];
-    let files = wanted.iter().filter(|(_, wanted)| *wanted).map(|(name, _)| directory.join(name));
-    Ok(files.filter(|path| !path.exists()).collect())
+    let wanted = wanted.iter().filter(|(_, wanted)| *wanted);
+    let files: Result<Vec<_>, _> = wanted.map(|(name, _)| local_file(name)).collect();
+    Ok(files?.into_iter().filter(|path| !path.exists()).collect())
 }
 
 /// Waits until a local server has written its keys.

@@ -10,6 +10,7 @@ mod lines;
 mod output;
 mod progress;
 mod proof;
+mod reload;
 mod status;
 mod values;
 mod wait;
@@ -77,6 +78,8 @@ enum Command {
     Verify(proof::VerifyArgs),
     /// Wait until a client has caught up; exit code 75 if it does not in time
     Wait(wait::WaitArgs),
+    /// Let a daemon read its clients, tokens and log level again, as SIGHUP does
+    Reload(reload::ReloadArgs),
     /// Ask a daemon whether it is ready, for probes
     Health(health::HealthArgs),
     /// Start a server and a client, import real records, watch them stay equal
@@ -120,6 +123,7 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
         Command::Proof(args) => proof::proof(&args),
         Command::Verify(args) => proof::verify(&args),
         Command::Wait(args) => wait::run(&args),
+        Command::Reload(args) => reload::run(&args),
         Command::Health(args) => health::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Server(passed) => return crate::server::main(passed.with_name("syncd-server")),
