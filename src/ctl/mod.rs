@@ -10,6 +10,7 @@ mod lines;
 mod output;
 mod progress;
 mod proof;
+mod stack;
 mod status;
 mod values;
 mod wait;
