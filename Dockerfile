@@ -29,7 +29,7 @@ ARG SOURCE_DATE_EPOCH=0
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     find src -name '*.rs' -exec touch {} + \
     && SYNCD_COMMIT="$REVISION" cargo build --release --locked \
-    && mkdir -p /image/bin /image/state/public /image/keys/server /image/keys/client-1 /image/keys/client-2 \
+    && mkdir -p /image/bin /image/state/public /image/keys/server /image/keys/client-1 /image/keys/client-2 /image/keys/writer \
     && cp target/release/syncd-server target/release/syncd-client target/release/syncctl /image/bin/ \
     && find /image -exec touch --no-dereference --date="@$SOURCE_DATE_EPOCH" {} +
 

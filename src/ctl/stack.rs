@@ -23,13 +23,13 @@ pub fn make(root: &Path, clients: u16) -> Result<(), Failure> {
     let clients: Vec<PathBuf> = (1..=clients)
         .map(|number| directory(root, &format!("client-{number}")))
         .collect::<Result<_, _>>()?;
-    let public_of = |name: &str| clients.iter().map(move |client| client.join(name));
+    let copies =
+        |name: &str| -> Vec<PathBuf> { clients.iter().map(|client| client.join(name)).collect() };
 
-    let publisher = private_key(&server.join("publisher.key"), public_of("publisher.pub"))?;
-    let identity = private_key(&server.join("identity.key"), public_of("server.pub"))?;
-    let write_token = token(&server.join("api.token"), [writer.join("api.token")])?;
-    let read_copies = public_of("read.token").chain([writer.join("read.token")]);
-    let read_token = token(&server.join("read.token"), read_copies)?;
+    let publisher = private_key(&server.join("publisher.key"), &copies("publisher.pub"))?;
+    let identity = private_key(&server.join("identity.key"), &copies("server.pub"))?;
+    let write_token = token(&server.join("api.token"), &[writer.join("api.token")])?;
+    let read_token = token(&server.join("read.token"), &copies("read.token"))?;
     copy_token(&writer.join("api.token"), &write_token)?;
     copy_token(&writer.join("read.token"), &read_token)?;
 
@@ -59,11 +59,8 @@ fn directory(root: &Path, name: &str) -> Result<PathBuf, Failure> {
 
 /// The original is gone but something that was made from it is not: a volume was lost. A new one in its place would be
 /// refused by whoever holds the old half, far from here.
-fn refuse_orphans(
-    original: &Path,
-    derived: impl IntoIterator<Item = PathBuf>,
-) -> Result<(), Failure> {
-    match derived.into_iter().find(|path| path.exists()) {
+fn refuse_orphans(original: &Path, derived: &[PathBuf]) -> Result<(), Failure> {
+    match derived.iter().find(|path| path.exists()) {
         Some(path) => Err(Failure::new(
             exit::DATA,
             format!(
@@ -76,10 +73,7 @@ fn refuse_orphans(
     }
 }
 
-fn private_key(
-    path: &Path,
-    derived: impl IntoIterator<Item = PathBuf>,
-) -> Result<PrivateKey, Failure> {
+fn private_key(path: &Path, derived: &[PathBuf]) -> Result<PrivateKey, Failure> {
     if !path.exists() {
         refuse_orphans(path, derived)?;
     }
@@ -91,7 +85,7 @@ fn read(path: &Path) -> Result<String, Failure> {
         .map_err(|error| Failure::new(exit::IO, format!("{}: {error}", path.display())))
 }
 
-fn token(path: &Path, copies: impl IntoIterator<Item = PathBuf>) -> Result<String, Failure> {
+fn token(path: &Path, copies: &[PathBuf]) -> Result<String, Failure> {
     if !path.exists() {
         refuse_orphans(path, copies)?;
         let mut bytes = [0; TOKEN_BYTES];
