@@ -25,11 +25,13 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry \
 COPY examples/data examples/data
 COPY src src
 ARG REVISION=unknown
-ARG SOURCE_DATE_EPOCH=0
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     find src -name '*.rs' -exec touch {} + \
-    && SYNCD_COMMIT="$REVISION" cargo build --release --locked \
-    && mkdir -p /image/bin /image/state/public /image/keys/server /image/keys/client-1 /image/keys/client-2 /image/keys/writer \
+    && SYNCD_COMMIT="$REVISION" cargo build --release --locked
+
+# Not above: build scripts of C libraries look at it, and all would be built once more.
+ARG SOURCE_DATE_EPOCH=0
+RUN mkdir -p /image/bin /image/state/public /image/keys/server /image/keys/client-1 /image/keys/client-2 /image/keys/writer \
     && cp target/release/syncd-server target/release/syncd-client target/release/syncctl /image/bin/ \
     && find /image -exec touch --no-dereference --date="@$SOURCE_DATE_EPOCH" {} +
 

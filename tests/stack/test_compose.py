@@ -54,13 +54,12 @@ class Stack:
 
     def run(self, *arguments: str, check=True, timeout=COMMAND_SECONDS) -> str:
         """Standard output of a command of docker's."""
-        done = subprocess.run(
-            [self.docker, *arguments], env=self.environment, cwd=ROOT, capture_output=True, timeout=timeout
-        )
-        output = done.stdout.decode(errors="replace")
-        errors = done.stderr.decode(errors="replace")
-        assert not check or done.returncode == 0, f"docker {' '.join(arguments)}: {output[-2000:]}{errors[-4000:]}"
-        return output
+        command = [self.docker, *arguments]
+        done = subprocess.run(command, env=self.environment, cwd=ROOT, capture_output=True, text=True, timeout=timeout)
+        what = f"docker {' '.join(arguments)}: {done.stdout[-2000:]}{done.stderr[-4000:]}"
+        assert not check or done.returncode == 0, what
+        # A container's own standard error is part of what it logged.
+        return done.stdout + done.stderr if arguments[0] == "logs" else done.stdout
 
     def compose(self, *arguments: str, **more) -> str:
         return self.run("compose", "--project-name", self.project, *arguments, **more)
@@ -205,6 +204,7 @@ def stack():
 
 @pytest.fixture(scope="module")
 def writer(stack):
+    wait_for("everything is healthy", stack.all_healthy)
     writer = Writer(stack)
     yield writer
     writer.stop()
@@ -325,19 +325,21 @@ def test_secrets_stay_apart(stack):
 
 
 def test_a_replica_that_is_not_listed_stays_out(stack):
-    # As client-1, with a key that it makes itself.
-    command = ["run", "--rm", "--detach", "--no-deps", "-e", "SYNCD_IDENTITY_KEY=/var/lib/syncd/own.key"]
-    volume = ["--volume", f"{stack.project}_stranger:/var/lib/syncd"]
-    container = stack.compose(*command, *volume, "client-1").split()[-1]
+    volume = f"{stack.project}_stranger:/var/lib/syncd"
+    key = "/var/lib/syncd/stranger.key"
+    stack.run("run", "--rm", "--volume", volume, stack.image, "syncctl", "keygen", "--output", key)
+    # As client-1 but for its key.
+    own = ["--volume", volume, "--env", f"SYNCD_IDENTITY_KEY={key}"]
+    container = stack.compose("run", "--detach", "--no-deps", *own, "client-1").split()[-1]
     try:
-        def refused():
-            return '"unauthorized"' in stack.run("logs", container) or "unauthorized" in subprocess.run(
-                [stack.docker, "logs", container], capture_output=True, text=True, timeout=COMMAND_SECONDS
-            ).stderr
-        wait_for("the stranger is refused by name", refused)
+        wait_for("it is told why", lambda: "not authorise this client's key" in stack.run("logs", container))
+        refused = 'syncd_server_rejected_total{reason="unauthorized"} > 0'
+        wait_for("the server counts it", lambda: stack.metric(refused))
     finally:
+        with (stack.logs / "stranger.log").open("w") as file:
+            file.write(stack.run("logs", container))
         stack.run("rm", "--force", "--volumes", container)
-        stack.run("volume", "rm", "--force", f"{stack.project}_stranger", check=False)
+        stack.run("volume", "rm", "--force", f"{stack.project}_stranger")
 
 
 def test_logs_are_json_lines(stack):
@@ -388,10 +390,10 @@ def test_all_are_killed_at_once(stack, writer):
 
 def test_a_frozen_server_is_seen(stack, writer):
     lag = "min(syncd_client_sync_lag_seconds)"
-    assert max(stack.metric(lag)) == 0
+    assert max(stack.metric(lag)) < 5
     stack.compose("pause", "server")
     try:
-        wait_for("both lag", lambda: min(stack.metric(lag), default=0) > 15)
+        wait_for("both lag", lambda: max(stack.metric(lag), default=0) > 15)
         for client in CLIENTS:
             assert stack.get(client, "/v1/keys/writer%2Fagain").ok, "a replica answers on"
         wait_for("a replica that lags is not ready", lambda: stack.health("client-1") == "unhealthy")
@@ -400,7 +402,7 @@ def test_a_frozen_server_is_seen(stack, writer):
         stack.compose("unpause", "server")
     settle(stack, writer)
     wait_for("the alarm ends", lambda: not stack.alert("SyncdLagHigh"))
-    assert max(stack.metric(lag)) == 0
+    assert max(stack.metric(lag)) < 5
 
 
 def test_a_replica_loses_the_network(stack, writer):
