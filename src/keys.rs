@@ -140,6 +140,11 @@ pub fn write_private(path: &Path, key: &PrivateKey, as_pem: bool) -> Result<(), 
     } else {
         format!("{}\n", hex::encode(&bytes))
     };
+    write_secret(path, &text)
+}
+
+/// Writes `text` with mode 0600; never over an existing file.
+pub fn write_secret(path: &Path, text: &str) -> Result<(), Error> {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     let parent = parent.unwrap_or_else(|| Path::new("."));
     let mut file = tempfile::Builder::new()

@@ -659,6 +659,121 @@ fn keys_and_a_new_epoch() {
     assert_eq!(String::from_utf8(output.stdout).unwrap().trim().len(), 64);
 }
 
+/// Everything below `root`: path, content, mode.
+fn files_of(root: &Path) -> Vec<(String, String, u32)> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let mut files = Vec::new();
+    for directory in std::fs::read_dir(root).unwrap() {
+        for file in std::fs::read_dir(directory.unwrap().path()).unwrap() {
+            let path = file.unwrap().path();
+            let name = path.strip_prefix(root).unwrap().display().to_string();
+            let mode = std::fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+            files.push((name, std::fs::read_to_string(&path).unwrap(), mode));
+        }
+    }
+    files.sort();
+    files
+}
+
+#[test]
+fn a_stack_gets_its_keys_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().join("keys");
+    let keygen = |clients: &str| {
+        let mut command = command("syncctl");
+        command.args(["keygen", "--clients", clients, "--stack"]).arg(&root);
+        let output = command.output().unwrap();
+        (output.status.code().unwrap(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    assert_eq!(keygen("2"), (0, String::new()));
+    let made = files_of(&root);
+    let names: Vec<&str> = made.iter().map(|(name, ..)| name.as_str()).collect();
+    let client = ["identity.key", "publisher.pub", "read.token", "server.pub"];
+    let mut expected: Vec<String> =
+        ["api.token", "authorized_clients", "identity.key", "publisher.key", "read.token"]
+            .map(|name| format!("server/{name}"))
+            .into();
+    expected.extend(["writer/api.token", "writer/read.token"].map(String::from));
+    expected.extend([1, 2].iter().flat_map(|n| client.map(|name| format!("client-{n}/{name}"))));
+    expected.sort();
+    assert_eq!(names, expected);
+    for (name, _, mode) in &made {
+        let secret = name.ends_with(".key") || name.ends_with(".token");
+        assert_eq!(*mode, if secret { 0o600 } else { 0o644 }, "{name}");
+    }
+    // Again changes nothing; one more client adds to the list, and what was struck out stays so.
+    assert_eq!(keygen("2"), (0, String::new()));
+    assert_eq!(files_of(&root), made);
+    let list = root.join("server/authorized_clients");
+    let lines = || std::fs::read_to_string(&list).unwrap();
+    let first = lines().lines().next().unwrap().to_string();
+    std::fs::write(&list, lines().replace(&first, "# revoked")).unwrap();
+    assert_eq!(keygen("3").0, 0);
+    assert!(lines().starts_with("# revoked\n") && lines().lines().count() == 3, "{}", lines());
+    // A replica trusts exactly this publisher, and gets in.
+    let at = |name: &str| root.join(name).display().to_string();
+    let server = Daemon::server(
+        &directory.path().join("server"),
+        &[
+            "--publisher-key",
+            &at("server/publisher.key"),
+            "--identity-key",
+            &at("server/identity.key"),
+            "--authorized-clients",
+            &at("server/authorized_clients"),
+        ],
+    );
+    let replica = Daemon::start(
+        "syncd-client",
+        &directory.path().join("client"),
+        &[
+            "--server",
+            &server.sync,
+            "--identity-key",
+            &at("client-2/identity.key"),
+            "--server-key",
+            &at("client-2/server.pub"),
+            "--trusted-key",
+            &at("client-2/publisher.pub"),
+            "--database",
+            &server.storage.join("public/database.id").display().to_string(),
+        ],
+    );
+    replica.wait_equal(&server);
+    // A lost original is not replaced behind the back of those who trust it.
+    for name in ["publisher.key", "identity.key", "api.token", "read.token"] {
+        let (path, aside) = (root.join("server").join(name), directory.path().join("aside"));
+        std::fs::rename(&path, &aside).unwrap();
+        let (code, error) = keygen("3");
+        assert!(code == 65 && error.contains(name) && !path.exists(), "{code} {error}");
+        std::fs::rename(&aside, &path).unwrap();
+    }
+    // Half made, it is completed.
+    std::fs::remove_file(root.join("client-1/server.pub")).unwrap();
+    std::fs::remove_file(root.join("writer/api.token")).unwrap();
+    let before = files_of(&root).len();
+    assert_eq!(keygen("3").0, 0);
+    assert_eq!(files_of(&root).len(), before + 2);
+}
+
+#[test]
+fn an_import_keeps_to_its_rate() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = Daemon::server(&directory.path().join("server"), &["-o", "0", "-i", "0"]);
+    let file = directory.path().join("records");
+    let records: String =
+        (0..11).map(|n| format!("{{\"key\":\"{n}\",\"value\":\"\"}}\n")).collect();
+    std::fs::write(&file, records).unwrap();
+    let started = std::time::Instant::now();
+    let output = command("syncctl")
+        .args(["import", "--batch", "1", "--rate", "10", "--api", &server.api])
+        .arg(&file)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert!(started.elapsed() >= std::time::Duration::from_secs(1), "{:?}", started.elapsed());
+}
+
 /// An API whose connections are answered by `serve`, as no real daemon does it.
 fn fake_api(serve: impl Fn(TcpStream) + Send + Sync + 'static) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();

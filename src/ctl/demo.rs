@@ -181,8 +181,8 @@ fn import_records(
     let summary = std::thread::scope(|scope| {
         scope.spawn(|| show_replica(client, &replica, &done));
         let importing = scope.spawn(|| {
-            let records = BufReader::new(records);
-            import::import(server, records, IMPORT_BATCH, 1, &imported, &stop)
+            let plan = import::Plan { batch: IMPORT_BATCH, connections: 1, rate: None };
+            import::import(server, BufReader::new(records), &plan, &imported, &stop)
         });
         let mut checked = Ok(());
         while checked.is_ok() && !importing.is_finished() {

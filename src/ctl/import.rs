@@ -12,6 +12,7 @@ use std::{
     fs::File,
     hash::{DefaultHasher, Hash as _, Hasher as _},
     io::{BufRead, BufReader, Error, ErrorKind, Read},
+    num::NonZeroU32,
     path::{Path, PathBuf},
     sync::{
         Mutex,
@@ -43,8 +44,21 @@ pub struct ImportArgs {
     /// Connections
     #[arg(long, env = "SYNCD_CONNECTIONS", default_value_t = 1)]
     connections: usize,
+    /// Most records a second [default: no limit]
+    #[arg(long, env = "SYNCD_RATE")]
+    rate: Option<NonZeroU32>,
     #[command(flatten)]
     api: ApiArgs,
+}
+
+/// How records are sent.
+pub struct Plan {
+    /// Records in one commit.
+    pub batch: usize,
+    /// Connections.
+    pub connections: usize,
+    /// Most records a second.
+    pub rate: Option<NonZeroU32>,
 }
 
 /// Lines that go into one commit.
@@ -100,7 +114,8 @@ pub fn run(args: &ImportArgs) -> Result<(), Failure> {
     let progress = Progress::new(total, "imported");
     let started = Instant::now();
     let stop = AtomicBool::new(false);
-    let summary = import(&api, input, args.batch, args.connections, &progress, &stop)?;
+    let plan = Plan { batch: args.batch, connections: args.connections, rate: args.rate };
+    let summary = import(&api, input, &plan, &progress, &stop)?;
     progress.finish();
     let seconds = started.elapsed().as_secs_f64();
     if summary.records == 0 {
@@ -134,8 +149,7 @@ fn count_lines(path: &Path) -> Option<u64> {
 pub fn import(
     api: &Api,
     input: impl BufRead,
-    batch: usize,
-    connections: usize,
+    plan: &Plan,
     progress: &Progress,
     stop: &AtomicBool,
 ) -> Result<Summary, Failure> {
@@ -143,7 +157,7 @@ pub fn import(
     let result = std::thread::scope(|scope| {
         let mut senders = Vec::new();
         let mut workers = Vec::new();
-        for _ in 0..connections {
+        for _ in 0..plan.connections {
             let (sender, batches) = sync_channel(QUEUE_BATCHES);
             senders.push(sender);
             let summary = &summary;
@@ -156,7 +170,7 @@ pub fn import(
                 sent
             }));
         }
-        let dealt = deal(input, batch, senders, stop);
+        let dealt = deal(input, plan, senders, stop);
         for worker in workers {
             worker.join().unwrap_or_else(|_| {
                 Err(Failure::new(exit::INTERNAL, "a connection's thread panicked"))
@@ -178,12 +192,13 @@ pub fn import(
 /// failed.
 fn deal(
     mut input: impl BufRead,
-    batch: usize,
+    plan: &Plan,
     senders: Vec<SyncSender<Batch>>,
     stop: &AtomicBool,
 ) -> Result<(), Failure> {
     let mut batches: Vec<Batch> = senders.iter().map(|_| Batch::new()).collect();
     let mut line = Vec::new();
+    let mut due = Instant::now();
     for number in 1.. {
         if stop.load(Ordering::Acquire) {
             return Ok(());
@@ -198,12 +213,17 @@ fn deal(
         if line.last() != Some(&b'\n') {
             line.push(b'\n');
         }
+        if let Some(rate) = plan.rate {
+            pause_until(due, stop);
+            // What a server that was away missed is not made up for in a burst.
+            due = due.max(Instant::now()) + Duration::from_secs(1) / rate.get();
+        }
         let lane = lane_of(&line, senders.len());
         let filling = &mut batches[lane];
         filling.lines.push(number);
         filling.body.extend_from_slice(&line);
-        let full =
-            filling.lines.len() >= batch || filling.body.len() >= crate::wire::COMMIT_BYTES_MAX / 2;
+        let full = filling.lines.len() >= plan.batch
+            || filling.body.len() >= crate::wire::COMMIT_BYTES_MAX / 2;
         if full && senders[lane].send(std::mem::replace(filling, Batch::new())).is_err() {
             return Ok(());
         }
@@ -274,13 +294,21 @@ fn send(api: &Api, batch: &Batch, stop: &AtomicBool) -> Result<Option<Value>, Fa
         if Instant::now() + wait > deadline {
             return Err(failure);
         }
-        let resume = Instant::now() + wait;
-        while Instant::now() < resume && !stop.load(Ordering::Acquire) {
-            std::thread::sleep(STOP_INTERVAL.min(wait));
-        }
+        pause_until(Instant::now() + wait, stop);
         pause = (pause * 2).min(PAUSE_MAX);
     }
     Ok(None)
+}
+
+/// Sleeps until a moment, or until it is to stop.
+fn pause_until(moment: Instant, stop: &AtomicBool) {
+    while !stop.load(Ordering::Acquire) {
+        let left = moment.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return;
+        }
+        std::thread::sleep(STOP_INTERVAL.min(left));
+    }
 }
 
 /// A refusal with the line's number in the file instead of in the batch.
@@ -307,7 +335,8 @@ mod tests {
     fn a_key_keeps_its_lane_and_lines_their_numbers() {
         let text = "{\"key\":\"a\",\"value\":\"1\"}\n\n{\"key\":\"b\",\"value\":\"1\"}\n{\"key\":\"a\",\"value\":\"2\"}";
         let (senders, receivers): (Vec<_>, Vec<_>) = (0..4).map(|_| sync_channel(8)).unzip();
-        deal(text.as_bytes(), 10, senders, &AtomicBool::new(false)).unwrap();
+        let plan = Plan { batch: 10, connections: 4, rate: None };
+        deal(text.as_bytes(), &plan, senders, &AtomicBool::new(false)).unwrap();
         let batches: Vec<Batch> = receivers.iter().flat_map(|lane| lane.try_iter()).collect();
         let of_a: Vec<&Batch> = batches.iter().filter(|batch| batch.lines.contains(&1)).collect();
         assert!(of_a[0].lines.contains(&4), "both writes of 'a' go the same way");

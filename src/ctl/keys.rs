@@ -1,7 +1,7 @@
 //! Keys and identities: `keygen`, `rotate-key`, `new-epoch`, `adopt-database`,
 //! `verify-evidence`.
 
-use super::{Failure, output::print_line};
+use super::{Failure, output::print_line, stack};
 use crate::{
     checkpoint::{Evidence, Unproved},
     config::{default_storage_dir, invalid},
@@ -25,10 +25,19 @@ pub struct KeygenArgs {
     /// Also write the public half to this file
     #[arg(long, env = "SYNCD_PUBLIC")]
     public: Option<PathBuf>,
+    /// Instead, make what is missing of a whole stack's keys and tokens below this directory
+    #[arg(long, env = "SYNCD_STACK", conflicts_with_all = ["output", "pem", "public"])]
+    stack: Option<PathBuf>,
+    /// Clients of the stack
+    #[arg(long, env = "SYNCD_CLIENTS", default_value_t = 2)]
+    clients: u16,
 }
 
-/// Makes a key.
+/// Makes a key, or a stack's.
 pub fn keygen(args: &KeygenArgs) -> Result<(), Failure> {
+    if let Some(directory) = &args.stack {
+        return stack::make(directory, args.clients);
+    }
     // Checked before a file is made.
     let public_file = args.public.as_deref().map(directory_and_name).transpose()?;
     let key = keys::generate();

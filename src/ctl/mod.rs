@@ -11,6 +11,7 @@ mod output;
 mod progress;
 mod proof;
 mod reload;
+mod stack;
 mod status;
 mod values;
 mod wait;
