@@ -39,6 +39,18 @@ bench:
     cargo build --release
     python3 benches/pair.py
 
+# The image of this commit.
+docker TAG="syncd:latest":
+    DOCKER_BUILDKIT=1 docker build --tag {{TAG}} \
+        --build-arg VERSION="$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)" \
+        --build-arg REVISION="$(git rev-parse HEAD)" \
+        --build-arg CREATED="$(git log -1 --format=%cI)" \
+        --build-arg SOURCE_DATE_EPOCH="$(git log -1 --format=%ct)" .
+
+# Server, replicas, Prometheus, Grafana and Jaeger in containers.
+up *ARGS:
+    docker compose up --detach {{ARGS}}
+
 # What CI runs.
 ci:
     .ci/run
