@@ -10,7 +10,7 @@
 
 FROM rust:1.95-bookworm AS build
 WORKDIR /build
-# Paths of this stage do not get into the programs, so that the same source gives the same bytes elsewhere too.
+# Paths of this stage stay out of the programs: the same source should give the same bytes wherever it is built.
 ENV CARGO_INCREMENTAL=0 CARGO_TERM_COLOR=never CARGO_PROFILE_RELEASE_STRIP=symbols \
     RUSTFLAGS="--remap-path-prefix=/build=/syncd --remap-path-prefix=/usr/local/cargo=/cargo"
 
