@@ -21,7 +21,7 @@ fn series(daemon: &Daemon) -> BTreeSet<String> {
     samples.map(|line| line.rsplit_once(' ').unwrap().0.to_string()).collect()
 }
 
-/// Every metric of DESIGN §7 for a server, and what the dashboards use beyond it.
+/// Every metric of a server, and what the dashboards use beyond it.
 const SERVER: &[&str] = &[
     "syncd_server_operations_total{source=\"api\"}",
     "syncd_server_operations_total{source=\"generator\"}",

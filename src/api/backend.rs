@@ -131,7 +131,7 @@ pub struct WriteRequest {
     pub idempotency: Option<(Vec<u8>, Digest)>,
 }
 
-/// The fields of `GET /v1/status` (DESIGN §6). `None` is left out of the JSON.
+/// The fields of `GET /v1/status`. `None` is left out of the JSON.
 #[derive(Clone, Debug, Default, serde::Serialize)]
 pub struct Status {
     /// `server` or `client`.
@@ -179,7 +179,7 @@ pub struct ClientStatus {
     pub target_size: u64,
     /// Operations behind it.
     pub lag_operations: u64,
-    /// Seconds behind (DESIGN §2).
+    /// Seconds behind.
     pub lag_seconds: f64,
     /// Iterations since the start.
     pub iterations: u64,

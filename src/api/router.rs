@@ -1,4 +1,4 @@
-//! The routes of the HTTP API (DESIGN §6).
+//! The routes of the HTTP API.
 
 use super::{
     Backend, Entry, Export, Metrics, Name, ReadError, Subject, View, WriteRequest, Writer,

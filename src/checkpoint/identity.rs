@@ -1,4 +1,4 @@
-//! The identity of a database: what it is a digest of (DESIGN §3.1).
+//! The identity of a database: what it is a digest of.
 
 use super::{Digest, Family, HashKind};
 use crate::database::{record::CODEC_VERSION, types::DatabaseId};

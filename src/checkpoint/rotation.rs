@@ -1,4 +1,4 @@
-//! How one publisher key names the next (DESIGN §3): a record that both keys sign.
+//! How one publisher key names the next: a record that both keys sign.
 //!
 //! From its sequence on, only the successor's signatures count; below it, the retired key's. The
 //! records of a database form a chain that begins with the key that made it. A server shows the

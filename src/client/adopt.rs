@@ -1,4 +1,4 @@
-//! A replica's storage is given to another database, by an operator's act (DESIGN §3.1).
+//! A replica's storage is given to another database, by an operator's act.
 
 use super::{core::Error, pin, run::failure};
 use crate::{

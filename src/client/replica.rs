@@ -165,7 +165,7 @@ impl<E: Runtime> Replica<E> {
         known.saturating_sub(own)
     }
 
-    /// Seconds behind (DESIGN §2): 0 while the state equals the newest checkpoint known and that
+    /// Seconds behind: 0 while the state equals the newest checkpoint known and that
     /// was signed lately; else the time since the last signature that it equalled.
     pub fn lag_seconds(&self, now: SystemTime) -> f64 {
         let Some(head) = self.head() else {

@@ -225,7 +225,7 @@ async fn run(
     Ok(())
 }
 
-/// Ready: a verified state, little lag, a fresh signature (DESIGN §7).
+/// Ready: a verified state, little lag, a fresh signature.
 fn set_ready(health: &Health, context: &Context, replica: &Arc<Replica<Context>>, config: &Config) {
     let (clock, replica) = (context.child("ready"), replica.clone());
     let (lag_max, age_max) = (config.ready_max_lag, config.max_age);

@@ -4,7 +4,7 @@ use super::types::{DIGEST_LENGTH, Digest, HashKind};
 use commonware_codec::DecodeExt as _;
 use commonware_cryptography::{Blake3, Hasher, Sha256};
 
-/// Hash of a user's key: the key that the database knows (DESIGN §4.4).
+/// Hash of a user's key: the key that the database knows.
 pub fn hash_key(hash: HashKind, key: &[u8]) -> Digest {
     match hash {
         HashKind::Sha256 => to_plain::<Sha256>(&Sha256::hash(&[key])),

@@ -162,7 +162,7 @@ impl Read for Digest {
 
 /// Root of a state (see [`crate::checkpoint::Checkpoint`]).
 pub type Root = Digest;
-/// Identity of a database, made once with it (DESIGN §3.1).
+/// Identity of a database, made once with it.
 pub type DatabaseId = Digest;
 
 /// One change that a user asked for.

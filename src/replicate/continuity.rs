@@ -1,4 +1,4 @@
-//! The append-only check (DESIGN §3.4): does the history behind a newer signed state contain ours?
+//! The append-only check: does the history behind a newer signed state contain ours?
 //!
 //! The Merkle nodes that stand for our first N operations are the same in every longer history
 //! that contains them. The server proves those nodes under the newer signed root; the root over

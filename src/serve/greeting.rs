@@ -93,7 +93,7 @@ fn check_match<E: Runtime>(shared: &Shared<E>, hello: &Hello) -> Result<(), Refu
     }
 }
 
-/// A client may hold what we signed and forgot (DESIGN §3.1).
+/// A client may hold what we signed and forgot.
 fn check_memory<E: Runtime>(shared: &Shared<E>, hello: &Hello) -> Result<(), Refused> {
     let (Some((publisher, tell)), Some(claim)) = (&shared.config.publisher, &hello.newest) else {
         return Ok(());

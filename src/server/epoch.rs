@@ -1,4 +1,4 @@
-//! A new identity for a database whose history forked, after a restore (DESIGN §3.1).
+//! A new identity for a database whose history forked, after a restore.
 
 use super::{
     core::{Error, place},

@@ -1,6 +1,6 @@
 //! The one task that writes: drains the queue in groups, and makes one commit of each.
 //!
-//! The way of a group (DESIGN §4.2): check every request on its own → execute → sign → append and
+//! The way of a group: check every request on its own → execute → sign → append and
 //! sync → apply → acknowledge. A request that fails a check fails alone. Nothing is acknowledged
 //! before the sync, and after a failed one nothing is signed any more.
 

@@ -1,4 +1,4 @@
-//! A new publisher key takes over, with a record that both keys sign (DESIGN §3).
+//! A new publisher key takes over, with a record that both keys sign.
 
 use super::{
     core::{Error, place},

@@ -1,4 +1,4 @@
-//! A machine in the middle that holds a server's transport key, as DESIGN §3 allows it to: it sees
+//! A machine in the middle that holds a server's transport key: it sees
 //! and changes every message between a client and an honest server. Runs on any runtime.
 #![allow(dead_code, missing_docs, clippy::unwrap_used)]
 

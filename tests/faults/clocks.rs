@@ -1,0 +1,1 @@
+//! Clocks that jump, and what must not follow from it.

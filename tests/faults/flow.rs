@@ -1,0 +1,1 @@
+//! Credit, budgets and holds between a server and its replicas.

@@ -1,0 +1,1 @@
+//! Two histories under one key: whatever order and sizes they have, they are recognised.

@@ -1,0 +1,1 @@
+//! Descriptors, pipes, signals, namespaces, addresses.

@@ -1,0 +1,1 @@
+//! Damaged, missing, moved and full storage.
