@@ -1,6 +1,6 @@
 //! Evidence that a publisher signed two histories: a file that anybody can check, offline.
 
-use super::{FORMAT_VERSION, Policy, Refusal, Rotations, SignedCheckpoint};
+use super::{Checkpoint, FORMAT_VERSION, Policy, Refusal, Rotations, SignedCheckpoint};
 use crate::database::{Kind, history_at, types::Root};
 use bytes::Bytes;
 use commonware_codec::{DecodeExt as _, Encode as _};
@@ -51,11 +51,11 @@ impl Evidence {
     pub fn write(&self, directory: &Path) -> std::io::Result<Option<PathBuf>> {
         let directory = directory.join("evidence");
         std::fs::create_dir_all(&directory)?;
-        let name = format!(
-            "equivocation-{}-{}.json",
-            self.offered.checkpoint.sequence,
-            &self.offered.checkpoint.root.to_string()[..16]
-        );
+        let part = |signed: &SignedCheckpoint| {
+            let Checkpoint { sequence, root, .. } = &signed.checkpoint;
+            format!("{sequence}-{}", &root.to_string()[..16])
+        };
+        let name = format!("equivocation-{}-{}.json", part(&self.known), part(&self.offered));
         let path = directory.join(name);
         if !path.exists() && std::fs::read_dir(&directory)?.count() >= FILES_MAX {
             return Ok(None);

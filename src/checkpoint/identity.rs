@@ -11,7 +11,7 @@ use commonware_runtime::BufMut;
 /// Domain of the digest.
 const DOMAIN: &[u8] = b"_SYNCD_DATABASE";
 /// Version of how storage is laid out; another layout is another database.
-pub const LAYOUT_VERSION: u8 = 1;
+pub const LAYOUT_VERSION: u8 = 2;
 /// Shape of the Merkle structure: 1 is the Merkle mountain range (docs/adr/0001).
 pub const MERKLE_SHAPE: u8 = 1;
 

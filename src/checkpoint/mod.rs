@@ -32,7 +32,7 @@ mod store;
 
 pub use evidence::{Evidence, Unproved};
 pub use identity::{Identity, LAYOUT_VERSION, Parameters};
-pub use policy::{Admission, Policy, Refusal, check_freshness};
+pub use policy::{Admission, Policy, Refusal, check_freshness, compare};
 pub use rotation::{Rotation, RotationStore, Rotations};
 pub use store::Store;
 

@@ -23,7 +23,7 @@ pub struct Policy {
     pub rotations: Rotations,
 }
 
-/// What an acceptable checkpoint is, compared with the newest one known.
+/// How an acceptable checkpoint relates to one known before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Admission {
     /// A later state.
@@ -169,6 +169,23 @@ impl Policy {
         Ok(is_new)
     }
 
+    /// The policy that storage is opened under: it also accepts what the predecessors of the
+    /// trusted keys signed before they handed over, as `rotations` (kept from when they were
+    /// learned) say.
+    pub fn of_storage(&self, rotations: &Rotations) -> Result<Self, Refusal> {
+        let mut policy = Self { rotations: Rotations::default(), ..self.clone() };
+        // A successor's signature on a rotation vouches for its predecessor.
+        for rotation in rotations.0.iter().rev() {
+            if policy.publishers.contains(&rotation.successor)
+                && !policy.publishers.contains(&rotation.retired)
+            {
+                policy.publishers.push(rotation.retired.clone());
+            }
+        }
+        policy.learn(rotations)?;
+        Ok(policy)
+    }
+
     /// Verifies `signed` on its own: database, family, key and signature.
     pub fn verify(&self, signed: &SignedCheckpoint) -> Result<(), Refusal> {
         let checkpoint = &signed.checkpoint;
@@ -205,13 +222,18 @@ impl Policy {
         newest: Option<&SignedCheckpoint>,
     ) -> Result<Admission, Refusal> {
         self.verify(signed)?;
-        newest
-            .map_or(Ok(Admission::Newer), |newest| compare(&signed.checkpoint, &newest.checkpoint))
+        newest.map_or(Ok(Admission::Newer), |newest| {
+            compare(&signed.checkpoint, &newest.checkpoint).map_err(Refusal::Equivocation)
+        })
     }
 }
 
-/// How `offered` stands to `known`, both signed by the publisher.
-fn compare(offered: &Checkpoint, known: &Checkpoint) -> Result<Admission, Refusal> {
+/// How `offered` relates to `known`, both signed by the publisher.
+///
+/// # Errors
+///
+/// Why no single history holds both: the publisher signed two.
+pub fn compare(offered: &Checkpoint, known: &Checkpoint) -> Result<Admission, &'static str> {
     use std::cmp::Ordering::{Equal, Greater, Less};
     match (offered.sequence.cmp(&known.sequence), offered.size.cmp(&known.size)) {
         (Equal, Equal) if offered.same_state(known) => {
@@ -221,13 +243,11 @@ fn compare(offered: &Checkpoint, known: &Checkpoint) -> Result<Admission, Refusa
                 Ok(Admission::Stale)
             }
         }
-        (Equal, _) => Err(Refusal::Equivocation("two states were signed for one sequence")),
+        (Equal, _) => Err("two states were signed for one sequence"),
         // Every commit appends at least its commit operation, and floors never go back.
         (Greater, Greater) if offered.floor >= known.floor => Ok(Admission::Newer),
         (Less, Less) if offered.floor <= known.floor => Ok(Admission::Stale),
-        (Greater | Less, _) => {
-            Err(Refusal::Equivocation("sequence, size and floor do not grow together"))
-        }
+        (Greater | Less, _) => Err("sequence, size and floor do not grow together"),
     }
 }
 

@@ -23,15 +23,16 @@
 use super::SignedCheckpoint;
 use crate::{database::types::DatabaseId, runtime::Runtime};
 use commonware_codec::{
-    Buf, EncodeSize, Error as CodecError, FixedSize, RangeCfg, Read, ReadExt as _, Write,
+    Buf, Encode as _, EncodeSize, Error as CodecError, FixedSize, RangeCfg, Read, ReadExt as _,
+    Write,
 };
 use commonware_cryptography::{
-    Signer as _, Verifier as _,
+    Hasher as _, Sha256, Signer as _, Verifier as _,
     ed25519::{PrivateKey, PublicKey, Signature},
 };
 use commonware_runtime::BufMut;
 use commonware_storage::metadata::{Config, Error, Metadata};
-use commonware_utils::sequence::U64;
+use commonware_utils::sequence::FixedBytes;
 
 /// Namespace of the retired key's signature.
 pub const RETIRE_NAMESPACE: &[u8] = b"_SYNCD_KEY_RETIRE";
@@ -148,9 +149,22 @@ impl Read for Rotations {
     }
 }
 
-/// The chain on disk.
+/// The rotations on disk, each under the digest of what it says: a rotation is kept whatever
+/// others are known, and in whatever order they were learned.
 pub struct RotationStore<E: Runtime> {
-    metadata: Metadata<E, U64, Rotation>,
+    context: E,
+    partition: &'static str,
+    /// `None` after a write failed; the next one opens it again.
+    metadata: Option<Metadata<E, Name, Rotation>>,
+}
+
+/// Digest of a rotation's encoding.
+type Name = FixedBytes<32>;
+
+fn name(rotation: &Rotation) -> Name {
+    let mut digest = [0; 32];
+    digest.copy_from_slice(Sha256::hash(&[&rotation.encode()]).as_ref());
+    Name::new(digest)
 }
 
 impl<E: Runtime> RotationStore<E> {
@@ -164,32 +178,54 @@ impl<E: Runtime> RotationStore<E> {
         Self::open(context, "learned-publisher-keys").await
     }
 
-    async fn open(context: E, partition: &str) -> Result<Self, Error> {
-        let config = Config { partition: partition.into(), codec_config: () };
-        Ok(Self { metadata: Metadata::init(context, config).await? })
+    async fn open(context: E, partition: &'static str) -> Result<Self, Error> {
+        let mut store = Self { context, partition, metadata: None };
+        store.metadata = Some(store.load().await?);
+        Ok(store)
     }
 
-    /// Every rotation kept, in order.
+    async fn load(&self) -> Result<Metadata<E, Name, Rotation>, Error> {
+        let config = Config { partition: self.partition.into(), codec_config: () };
+        Metadata::init(self.context.child("rotations"), config).await
+    }
+
+    /// Every rotation kept, in the order in which the keys took over.
     pub fn all(&self) -> Rotations {
-        let mut rotations = Vec::new();
-        while let Some(next) = self.metadata.get(&U64::new(rotations.len() as u64)) {
-            rotations.push(next.clone());
-        }
+        let kept = self
+            .metadata
+            .iter()
+            .flat_map(|metadata| metadata.keys().filter_map(|name| metadata.get(name)).cloned());
+        let mut rotations: Vec<_> = kept.collect();
+        rotations.sort_by_key(|rotation| rotation.from);
         Rotations(rotations)
     }
 
-    /// Keeps `rotations`, of which those kept before are the beginning. Durable on return.
-    pub async fn keep(mut self, rotations: &Rotations) -> Result<Self, Error> {
-        for (index, rotation) in rotations.0.iter().enumerate().skip(self.all().0.len()) {
-            self.metadata.put(U64::new(index as u64), rotation.clone());
+    /// Keeps `rotations` beside those kept before. Durable on return.
+    ///
+    /// # Errors
+    ///
+    /// Nobody knows which of them were written; the next call writes all that are missing.
+    pub async fn keep(&mut self, rotations: &Rotations) -> Result<(), Error> {
+        let mut metadata = match self.metadata.take() {
+            Some(metadata) => metadata,
+            None => self.load().await?,
+        };
+        for rotation in &rotations.0 {
+            metadata.put(name(rotation), rotation.clone());
         }
-        Ok(Self { metadata: self.metadata.sync().await? })
+        self.metadata = Some(metadata.sync().await?);
+        Ok(())
     }
 
     /// Forgets all of them: they were another database's. Durable on return.
-    pub async fn clear(mut self) -> Result<Self, Error> {
-        self.metadata.clear();
-        Ok(Self { metadata: self.metadata.sync().await? })
+    pub async fn clear(mut self) -> Result<(), Error> {
+        let mut metadata = match self.metadata.take() {
+            Some(metadata) => metadata,
+            None => self.load().await?,
+        };
+        metadata.clear();
+        metadata.sync().await?;
+        Ok(())
     }
 }
 

@@ -1,6 +1,9 @@
 //! Keeps a connection to the server: connects for ever, with growing, jittered pauses.
 
-use super::replica::{Phase, Replica};
+use super::{
+    judge::Unacceptable,
+    replica::{Phase, Replica},
+};
 use crate::{
     checkpoint::Refusal,
     database::{EXECUTION_VERSION, types::DatabaseId},
@@ -117,13 +120,8 @@ impl<E: Runtime> Connection<E> {
             Ok(connected) => connected,
             Err(error) => return error,
         };
-        let now = context.current();
-        let known = &self.replica.known;
-        if let Err(refusal) = known.learn(&welcome.rotations).await {
-            return self.refuse(refusal, now).await;
-        }
-        if let Err(refusal) = known.observe(&welcome.checkpoint, now).await {
-            return self.refuse(refusal, now).await;
+        if let Err(error) = self.greet(context, &link, &welcome).await {
+            return self.refuse(error, context.current()).await;
         }
         let heartbeat_ms =
             u64::try_from(welcome.heartbeat_interval.as_millis()).unwrap_or(u64::MAX);
@@ -142,9 +140,37 @@ impl<E: Runtime> Connection<E> {
         link.closed().await
     }
 
-    /// A greeting whose checkpoint is not acceptable.
-    async fn refuse(&self, refusal: Refusal, now: std::time::SystemTime) -> LinkError {
-        let text = refusal.to_string();
+    /// Checks what the server says of the publisher.
+    async fn greet(
+        &self,
+        context: &E,
+        link: &Link<E>,
+        welcome: &Welcome,
+    ) -> Result<(), Unacceptable> {
+        self.replica.known.learn(&welcome.rotations).await?;
+        self.replica.judge(&welcome.checkpoint, link, context.current()).await?;
+        Ok(())
+    }
+
+    /// A greeting that is not acceptable.
+    async fn refuse(&self, error: Unacceptable, now: std::time::SystemTime) -> LinkError {
+        let text = error.to_string();
+        let refusal = match error {
+            Unacceptable::Refused(refusal) => refusal,
+            Unacceptable::NotProved(_) => {
+                tracing::error!(reason = %text, "the server is refused");
+                self.replica.set_phase(Phase::Refusing("rejected"), now);
+                self.replica.set_error(Some(text));
+                return LinkError::Protocol("the server does not prove its history");
+            }
+            Unacceptable::Storage(_) => {
+                tracing::error!(error = %text, "the replica cannot go on");
+                self.replica.set_phase(Phase::Stalled("storage"), now);
+                self.replica.set_error(Some(text));
+                return LinkError::Closed;
+            }
+            Unacceptable::Link(error) => return error,
+        };
         tracing::error!(reason = %text, "the server is refused");
         let word = match &refusal {
             Refusal::Equivocation(_) => "equivocation",
@@ -185,7 +211,7 @@ impl<E: Runtime> Connection<E> {
         } else {
             tracing::info!(reason = %error, "not connected");
         }
-        if !matches!(replica.phase(), Phase::Refusing(_)) {
+        if !matches!(replica.phase(), Phase::Refusing(_) | Phase::Stalled("storage")) {
             replica.set_phase(Phase::Connecting, now);
             replica.set_error(Some(error.to_string()));
         }

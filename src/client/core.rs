@@ -9,7 +9,7 @@ use super::{
     sync_loop::{Config as LoopConfig, Fatal, SyncLoop},
 };
 use crate::{
-    checkpoint::{Policy, RotationStore, Store},
+    checkpoint::{Policy, Refusal, RotationStore, SignedCheckpoint, Store},
     database::{
         self, Generations, Place,
         types::{DatabaseId, Family, Mode},
@@ -69,6 +69,16 @@ pub enum Error {
         /// The configured one.
         configured: Family,
     },
+    /// The stored state is nobody's who is trusted now.
+    #[error(
+        "the stored state, commit {sequence}, does not count under the configuration: {refusal}; add the key to --trusted-key if it is the publisher's, or give the replica another --storage-dir"
+    )]
+    Untrusted {
+        /// Its sequence.
+        sequence: u64,
+        /// Why.
+        refusal: Refusal,
+    },
     /// The storage was laid out by another version.
     #[error("the storage has layout version {found}; this program has {ours}")]
     Layout {
@@ -101,9 +111,11 @@ impl Error {
             Self::Record(error) => {
                 matches!(error, commonware_storage::metadata::Error::Corruption(_))
             }
-            Self::Pinned { .. } | Self::NotPinned | Self::Family { .. } | Self::Layout { .. } => {
-                true
-            }
+            Self::Pinned { .. }
+            | Self::NotPinned
+            | Self::Family { .. }
+            | Self::Untrusted { .. }
+            | Self::Layout { .. } => true,
         }
     }
 }
@@ -127,18 +139,26 @@ pub async fn start<E: Runtime>(context: E, registry: &E, setup: Setup) -> Result
     let Setup { connector, mut policy, sync, directory } = setup;
     pin::check(&context, &policy).await?;
     let rotations = RotationStore::of_replica(context.child("publisher_keys")).await?;
-    if let Err(refusal) = policy.learn(&rotations.all()) {
+    let learned = rotations.all();
+    let of_storage = policy.of_storage(&learned);
+    if let Err(refusal) = policy.learn(&learned) {
         // Other keys are trusted now than when they were learned.
         tracing::warn!(%refusal, "rotations of the publisher key learned before do not count");
     }
     let generations = Generations::open(context.child("generations")).await?;
     let (family, mode) = (policy.family, sync.state_sync.mode);
-    let ledger = open_replica(&context, &generations, family, mode).await?.map(Arc::new);
-    let head = ledger.as_ref().map(|ledger| ledger.head());
+    let (ledger, own) = open_replica(&context, &generations, family, mode).await?;
+    let ledger = ledger.map(Arc::new);
+    if let Some(own) = &own {
+        // Before anything of it is served.
+        let verified = of_storage.and_then(|policy| policy.verify(own));
+        let sequence = own.checkpoint.sequence;
+        verified.map_err(|refusal| Error::Untrusted { sequence, refusal })?;
+    }
     let metrics = Arc::new(Metrics::new(&registry.child("client")));
     let store = Store::open(context.child("newest")).await?;
     let database = policy.database;
-    let known = Known::new(policy, store, rotations, head.as_ref(), directory, metrics.clone());
+    let known = Known::new(policy, store, rotations, own.as_ref(), directory, metrics.clone());
     let server = format!("{}:{}", connector.host, connector.port);
     let replica = Arc::new(Replica::new(
         ledger,
@@ -213,14 +233,15 @@ async fn maintain<E: Runtime>(
     }
 }
 
-/// Opens the active generation, and removes what the pointer does not name.
+/// Opens the active generation, and removes what the pointer does not name. Beside the ledger, the
+/// newest state that was verified: it binds the replica also where its data cannot be opened.
 async fn open_replica<E: Runtime>(
     context: &E,
     generations: &Generations<E>,
     family: Family,
     mode: Mode,
-) -> Result<Option<Ledger<E>>, Error> {
-    let Some(active) = generations.active() else { return Ok(None) };
+) -> Result<(Option<Ledger<E>>, Option<SignedCheckpoint>), Error> {
+    let Some(active) = generations.active() else { return Ok((None, None)) };
     let end = generations.building().unwrap_or(active + 1);
     // Replicas count from 1: 0 is the generation of a server's storage.
     let oldest = active.saturating_sub(2).max(1);
@@ -232,7 +253,10 @@ async fn open_replica<E: Runtime>(
         Ok(Some(ledger)) if ledger.kind().family != family => {
             Err(Error::Family { found: ledger.kind().family, configured: family })
         }
-        Ok(ledger) => Ok(ledger),
+        Ok(ledger) => {
+            let own = ledger.as_ref().map(Ledger::head);
+            Ok((ledger, own))
+        }
         // The log is the truth of what was verified; a database that does not fit it, or cannot
         // be executed up to it, is built anew by a state sync.
         Err(
@@ -240,8 +264,13 @@ async fn open_replica<E: Runtime>(
             | ledger::Error::Diverged { .. }
             | ledger::Error::ExecutionVersion { .. }),
         ) => {
-            tracing::warn!(%error, "the replica cannot be opened at its last verified state: syncing anew");
-            Ok(None)
+            let own = ledger::newest_record(context, active).await?;
+            tracing::warn!(
+                %error,
+                sequence = own.as_ref().map(|own| own.checkpoint.sequence),
+                "the replica cannot be opened at its last verified state: syncing it again"
+            );
+            Ok((None, own))
         }
         Err(error) => Err(error.into()),
     }

@@ -79,7 +79,8 @@ impl<E: Runtime> SyncLoop<E> {
                 }
                 if now.duration_since(target_asked).unwrap_or_default() >= interval {
                     target_asked = now;
-                    target = self.ask_target(&session.link).await.ok().or(target);
+                    let asked = self.ask_target(&session.link).await.ok();
+                    target = asked.map(|(target, _)| target).or(target);
                 }
             }
         }
@@ -91,7 +92,7 @@ impl<E: Runtime> SyncLoop<E> {
         checkpoint: &SignedCheckpoint,
         session: &Arc<Session<E>>,
     ) -> Result<(), Outcome> {
-        self.observe(checkpoint, &session.link).await.map_err(Outcome::End)?;
+        self.judge(checkpoint, &session.link).await.map_err(Outcome::End)?;
         ledger.resign(checkpoint.clone());
         Ok(())
     }
@@ -106,17 +107,15 @@ impl<E: Runtime> SyncLoop<E> {
     ) -> Result<Result<(), Outcome>, Fatal> {
         let started = self.context.current();
         let Some(newest) = commits.last() else { return Ok(Ok(())) };
-        // The signatures between are implied by the last one's history only if every root is
-        // compared, so each is verified; the last one also moves what is known.
+        // Each state is verified and compared with what is known, not only the last one: two
+        // signatures that contradict each other may be anywhere among them.
+        let head = ledger.head();
         for commit in commits {
-            if let Err(refusal) = self.replica.known.verify(&commit.checkpoint) {
+            if let Err(refusal) = self.replica.known.admit(&commit.checkpoint, Some(&head)) {
                 return Ok(Err(Outcome::End(self.refuse(&refusal, &session.link))));
             }
         }
-        if let Err(end) = self.observe(&newest.checkpoint, &session.link).await {
-            return Ok(Err(Outcome::End(end)));
-        }
-        let size_before = ledger.head().checkpoint.size;
+        let size_before = head.checkpoint.size;
         // The trace of an iteration is the replica's own; what made the commits is linked.
         let span = tracing::info_span!("client.commit.apply", commits = commits.len());
         traces.iter().for_each(|trace| trace.link(&span));
@@ -139,13 +138,14 @@ impl<E: Runtime> SyncLoop<E> {
                 return Ok(Err(Outcome::End(self.link_end(error))));
             }
         }
-        self.adopted(commits, size_before, started);
+        let states = commits.iter().map(|commit| &commit.checkpoint);
+        self.replica.known.adopted(states, self.context.current()).await;
+        self.adopted(newest, commits, size_before, started);
         Ok(Ok(()))
     }
 
     /// Notes an advance by commits.
-    fn adopted(&self, commits: &[Commit], size_before: u64, started: SystemTime) {
-        let Some(newest) = commits.last() else { return };
+    fn adopted(&self, newest: &Commit, commits: &[Commit], size_before: u64, started: SystemTime) {
         let now = self.context.current();
         let (now_ms, metrics) = (unix_ms(now), &self.replica.metrics);
         for commit in commits {

@@ -1,99 +1,222 @@
-//! The newest checkpoint known, and what happens to one that contradicts it.
+//! What the replica knows of the publisher's history, and what happens to what contradicts it.
+//!
+//! **Invariant:** a checkpoint becomes the newest known only if it extends what was known before:
+//! it was executed, or [proved](crate::replicate::continuity). What contradicts that is evidence,
+//! not knowledge: it is never kept, and never shown to a server.
 
 use super::metrics::Metrics;
 use crate::{
     checkpoint::{
         Admission, Evidence, Policy, Refusal, RotationStore, Rotations, SignedCheckpoint, Store,
+        compare,
     },
     runtime::Runtime,
 };
 use arc_swap::ArcSwap;
 use commonware_utils::sync::{AsyncMutex, Mutex};
 use std::{
+    collections::VecDeque,
     path::PathBuf,
     sync::Arc,
     time::{Duration, SystemTime},
 };
-use tokio::sync::watch;
 
 /// How often the newest checkpoint is written down while commits come (each of which the log
 /// keeps anyway).
 const KEEP_INTERVAL: Duration = Duration::from_secs(5);
+/// Checkpoints remembered that were signed but could not be proved to extend ours.
+const CLAIMS_MAX: usize = 16;
 
-/// What the replica knows of the publisher's newest state.
+/// Why the chain of publisher keys that a server shows is not followed.
+#[derive(Debug, thiserror::Error)]
+pub enum LearnError {
+    /// It is not acceptable.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// It cannot be written down. A retired key would count again after a restart, so nothing
+    /// goes on before it is.
+    #[error("cannot write down the retired publisher keys: {0}")]
+    Storage(#[from] commonware_storage::metadata::Error),
+}
+
+#[derive(Default)]
+struct Heard {
+    newest: Option<SignedCheckpoint>,
+    /// Later signed states that are not known to extend the newest.
+    claims: VecDeque<SignedCheckpoint>,
+}
+
+/// What the replica knows of the publisher's history.
 pub struct Known<E: Runtime> {
     policy: ArcSwap<Policy>,
-    newest: watch::Sender<Option<SignedCheckpoint>>,
+    heard: Mutex<Heard>,
     store: AsyncMutex<Store<E>>,
-    rotations: AsyncMutex<Option<RotationStore<E>>>,
+    rotations: AsyncMutex<RotationStore<E>>,
     kept_at: Mutex<SystemTime>,
     directory: PathBuf,
     metrics: Arc<Metrics>,
 }
 
 impl<E: Runtime> Known<E> {
-    /// Begins with what the store and the replica's own state say.
+    /// Begins with what the store says and with `own`, the newest state that was adopted, whether
+    /// or not its data can still be opened: it binds the replica all the same.
     pub fn new(
         policy: Policy,
         store: Store<E>,
         rotations: RotationStore<E>,
-        head: Option<&SignedCheckpoint>,
+        own: Option<&SignedCheckpoint>,
         directory: PathBuf,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let kept = store.newest().filter(|kept| policy.verify(kept).is_ok());
-        let sequence = |signed: &&SignedCheckpoint| {
-            (signed.checkpoint.sequence, signed.checkpoint.signed_at_ms)
-        };
-        let newest = kept.into_iter().chain(head).max_by_key(sequence).cloned();
-        Self {
+        let kept = store.newest().cloned();
+        let known = Self {
             policy: ArcSwap::from_pointee(policy),
-            newest: watch::Sender::new(newest),
+            heard: Mutex::default(),
             store: AsyncMutex::new(store),
-            rotations: AsyncMutex::new(Some(rotations)),
+            rotations: AsyncMutex::new(rotations),
             kept_at: Mutex::new(SystemTime::UNIX_EPOCH),
             directory,
             metrics,
+        };
+        let newest = known.reconcile(kept, own.cloned());
+        known.heard.lock().newest = newest;
+        known
+    }
+
+    /// The newest of what was written down and the replica's own state.
+    fn reconcile(
+        &self,
+        kept: Option<SignedCheckpoint>,
+        own: Option<SignedCheckpoint>,
+    ) -> Option<SignedCheckpoint> {
+        let kept = kept.filter(|kept| {
+            let verified = self.policy.load().verify(kept);
+            if let Err(refusal) = &verified {
+                // The trusted keys were changed: an operator's act.
+                tracing::warn!(%refusal, "the newest checkpoint written down does not count");
+            }
+            verified.is_ok()
+        });
+        let (kept, own) = match (kept, own) {
+            (Some(kept), Some(own)) => (kept, own),
+            (kept, own) => return kept.or(own),
+        };
+        match compare(&kept.checkpoint, &own.checkpoint) {
+            Ok(Admission::Newer | Admission::Resigned) => Some(kept),
+            Ok(Admission::Stale) => Some(own),
+            Err(reason) => {
+                self.report(own.clone(), kept, reason, None);
+                Some(own)
+            }
         }
     }
 
-    /// The newest checkpoint verified so far.
+    /// The newest checkpoint known: the replica's own state, or one proved to extend it.
     pub fn newest(&self) -> Option<SignedCheckpoint> {
-        self.newest.borrow().clone()
+        self.heard.lock().newest.clone()
     }
 
-    /// Verifies `signed` and takes it if it is newer. Two states for one sequence are evidence.
-    pub async fn observe(
+    /// The newest state that the publisher signed, as far as it was heard; not all of it may be
+    /// known to extend ours. For telling how far behind the replica is, for nothing else.
+    pub fn target(&self) -> Option<SignedCheckpoint> {
+        let heard = self.heard.lock();
+        let sequence = |signed: &&SignedCheckpoint| signed.checkpoint.sequence;
+        let claimed = heard.claims.iter().max_by_key(sequence);
+        match (&heard.newest, claimed) {
+            (Some(newest), Some(claimed)) if sequence(&claimed) <= sequence(&newest) => {
+                Some(newest.clone())
+            }
+            (newest, claimed) => claimed.or(newest.as_ref()).cloned(),
+        }
+    }
+
+    /// What checkpoints are verified against now.
+    pub fn policy(&self) -> Arc<Policy> {
+        self.policy.load_full()
+    }
+
+    /// Verifies `signed` and compares it with the newest one known and with `own`, the state
+    /// served. A contradiction becomes evidence. Remembers nothing.
+    pub fn admit(
         &self,
         signed: &SignedCheckpoint,
-        now: SystemTime,
+        own: Option<&SignedCheckpoint>,
     ) -> Result<Admission, Refusal> {
+        if let Err(refusal) = self.policy.load().verify(signed) {
+            self.metrics.reject(refusal.reason());
+            return Err(refusal);
+        }
         let newest = self.newest();
-        let admission = match self.policy.load().admit(signed, newest.as_ref()) {
-            Ok(admission) => admission,
-            Err(refusal) => {
-                self.metrics.reject(refusal.reason());
-                if let (Refusal::Equivocation(reason), Some(known)) = (&refusal, newest) {
-                    self.report(known, signed.clone(), reason, None);
+        let mut admission = Admission::Newer;
+        for (index, known) in newest.iter().chain(own).enumerate() {
+            match compare(&signed.checkpoint, &known.checkpoint) {
+                // The newest one known, or our own where there is no other.
+                Ok(found) if index == 0 => admission = found,
+                Ok(_) => {}
+                Err(reason) => {
+                    self.metrics.reject(Refusal::Equivocation(reason).reason());
+                    self.report(known.clone(), signed.clone(), reason, None);
+                    return Err(Refusal::Equivocation(reason));
                 }
-                return Err(refusal);
-            }
-        };
-        if admission != Admission::Stale {
-            self.newest.send_replace(Some(signed.clone()));
-            let due = now >= *self.kept_at.lock() + KEEP_INTERVAL;
-            if due {
-                *self.kept_at.lock() = now;
-                self.keep().await;
             }
         }
         Ok(admission)
     }
 
-    /// Verifies `signed` on its own, as one of a series that leads to what is known.
-    pub fn verify(&self, signed: &SignedCheckpoint) -> Result<(), Refusal> {
-        let verified = self.policy.load().verify(signed);
-        verified.inspect_err(|refusal| self.metrics.reject(refusal.reason()))
+    /// Takes `signed`, which extends what is known, as known.
+    pub async fn take(&self, signed: &SignedCheckpoint, now: SystemTime) {
+        {
+            let mut heard = self.heard.lock();
+            let is_later = heard.newest.as_ref().is_none_or(|newest| {
+                let found = compare(&signed.checkpoint, &newest.checkpoint);
+                matches!(found, Ok(Admission::Newer | Admission::Resigned))
+            });
+            if !is_later {
+                return;
+            }
+            let sequence = signed.checkpoint.sequence;
+            heard.claims.retain(|claim| claim.checkpoint.sequence > sequence);
+            heard.newest = Some(signed.clone());
+        }
+        let due = now >= *self.kept_at.lock() + KEEP_INTERVAL;
+        if due {
+            *self.kept_at.lock() = now;
+            self.keep().await;
+        }
+    }
+
+    /// Remembers `signed`, a later state that cannot be proved to extend what is known.
+    pub fn claim(&self, signed: &SignedCheckpoint) {
+        let mut heard = self.heard.lock();
+        heard.claims.retain(|claim| !claim.checkpoint.same_state(&signed.checkpoint));
+        if heard.claims.len() == CLAIMS_MAX {
+            heard.claims.pop_front();
+        }
+        heard.claims.push_back(signed.clone());
+    }
+
+    /// Forgets what could not be proved: whoever said it was found to lie.
+    pub fn forget_claims(&self) {
+        self.heard.lock().claims.clear();
+    }
+
+    /// Takes states that were executed, in their order, as known. What was claimed before and
+    /// contradicts them becomes evidence.
+    pub async fn adopted(&self, states: impl Iterator<Item = &SignedCheckpoint>, now: SystemTime) {
+        let claims: Vec<_> = self.heard.lock().claims.iter().cloned().collect();
+        let mut newest = None;
+        for state in states {
+            for claim in &claims {
+                if let Err(reason) = compare(&claim.checkpoint, &state.checkpoint) {
+                    self.report(state.clone(), claim.clone(), reason, None);
+                    self.heard.lock().claims.retain(|kept| kept != claim);
+                }
+            }
+            newest = Some(state);
+        }
+        if let Some(newest) = newest {
+            self.take(newest, now).await;
+        }
     }
 
     /// How the trusted keys followed each other, as far as it was learned.
@@ -102,16 +225,15 @@ impl<E: Runtime> Known<E> {
     }
 
     /// Follows the trusted keys along the chain that a server shows.
-    pub async fn learn(&self, offered: &Rotations) -> Result<(), Refusal> {
+    pub async fn learn(&self, offered: &Rotations) -> Result<(), LearnError> {
         let mut policy = Policy::clone(&self.policy.load());
-        match policy.learn(offered) {
-            Ok(false) => return Ok(()),
-            Ok(true) => {}
-            Err(refusal) => {
-                self.metrics.reject(refusal.reason());
-                return Err(refusal);
-            }
+        let is_new =
+            policy.learn(offered).inspect_err(|refusal| self.metrics.reject(refusal.reason()))?;
+        if !is_new {
+            return Ok(());
         }
+        // Durable first: a key that was retired once must be so after a restart, too.
+        self.rotations.lock().await.keep(&policy.rotations).await?;
         if let Some(newest) = policy.rotations.0.last() {
             tracing::warn!(
                 from = newest.from,
@@ -119,14 +241,6 @@ impl<E: Runtime> Known<E> {
                 successor = %newest.successor,
                 "the publisher key handed over to its successor: name that in --trusted-key"
             );
-        }
-        // Durable first: a key that was retired once must be so after a restart, too.
-        let mut store = self.rotations.lock().await;
-        if let Some(open) = store.take() {
-            match open.keep(&policy.rotations).await {
-                Ok(kept) => *store = Some(kept),
-                Err(error) => tracing::error!(%error, "cannot write down the retired keys"),
-            }
         }
         self.policy.store(Arc::new(policy));
         Ok(())

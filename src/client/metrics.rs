@@ -186,5 +186,5 @@ impl Metrics {
 /// What is refused beyond checkpoints.
 const REJECTIONS: [&str; 5] = ["boundary", "commit_root", "proof", "protocol", "root"];
 /// Reasons for not advancing.
-const STALLS: [&str; 6] =
-    ["equivocation", "mismatch", "rejected", "server_behind", "pruned", "disconnected"];
+const STALLS: [&str; 7] =
+    ["equivocation", "mismatch", "rejected", "server_behind", "pruned", "storage", "disconnected"];

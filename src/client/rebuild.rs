@@ -2,19 +2,16 @@
 
 use super::{
     connection::Session,
+    judge::Standing,
     replica::Phase,
     sync_loop::{End, Fatal, Step, SyncLoop},
 };
 use crate::{
-    checkpoint::{SignedCheckpoint, check_freshness},
+    checkpoint::{Admission, SignedCheckpoint, check_freshness},
     database::Generations,
     ledger::{self, Ledger},
     link::{Link, LinkError},
-    replicate::{
-        LinkSource,
-        continuity::{self, Continuity},
-        state_sync,
-    },
+    replicate::{LinkSource, state_sync},
     runtime::Runtime,
     wire::{Response, Welcome},
 };
@@ -33,13 +30,13 @@ impl<E: Runtime> SyncLoop<E> {
     ) -> Result<Step<Option<End>>, Fatal> {
         let started = self.context.current();
         let link = &session.link;
-        let target = match self.or_stop(self.ask_target(link)).await {
+        let (target, standing) = match self.or_stop(self.ask_target(link)).await {
             Step::Stop => return Ok(Step::Stop),
-            Step::Done(Ok(target)) => target,
+            Step::Done(Ok(asked)) => asked,
             Step::Done(Err(end)) => return Ok(Step::Done(Some(end))),
         };
         let old = self.replica.ledger.load_full();
-        if let Some(end) = self.refuse_target(old.as_ref(), &target, link).await {
+        if let Some(end) = self.refuse_target(old.as_ref(), &target, standing) {
             return Ok(Step::Done(Some(end)));
         }
         self.replica.known.keep().await;
@@ -106,49 +103,36 @@ impl<E: Runtime> SyncLoop<E> {
     }
 
     /// Why `target` may not replace what we have.
-    async fn refuse_target(
+    fn refuse_target(
         &self,
         old: Option<&Arc<Ledger<E>>>,
         target: &SignedCheckpoint,
-        link: &Arc<Link<E>>,
+        standing: Standing,
     ) -> Option<End> {
-        // Also without a state of our own: what was once known to be signed is never gone back on.
         let known = self.replica.known.newest().map_or(0, |known| known.checkpoint.sequence);
-        if target.checkpoint.sequence < known {
+        let own = old.map(|ledger| ledger.head().checkpoint.sequence);
+        let sequence = target.checkpoint.sequence;
+        // Also without a state of our own: what was once known to be signed is never gone back on.
+        if standing == Standing::Behind || own.is_some_and(|own| sequence <= own) {
             let text = format!("the server is behind commit {known}, which was seen before");
             return Some(End::Pause(Phase::Stalled("server_behind"), text));
         }
-        let Some(ledger) = old else {
+        if old.is_none() {
             let (age, skew) = (self.config.age_max, self.config.skew);
             let fresh = check_freshness(&target.checkpoint, self.context.current(), age, skew);
-            let refusal = fresh.err()?;
-            self.replica.metrics.reject(refusal.reason());
-            return Some(End::Pause(Phase::Stalled("rejected"), refusal.to_string()));
-        };
-        if target.checkpoint.sequence <= ledger.head().checkpoint.sequence {
-            let text = "the server is behind this replica".to_string();
-            return Some(End::Pause(Phase::Stalled("server_behind"), text));
-        }
-        match continuity::check(ledger, link, target).await {
-            Ok(Continuity::Proved) => None,
-            Ok(Continuity::CannotBeProved) => {
-                tracing::warn!(
-                    size = ledger.head().checkpoint.size,
-                    floor = target.checkpoint.floor,
-                    "the history at this replica's size was pruned: rebuilding without a proof that it was only appended to"
-                );
-                None
-            }
-            Ok(Continuity::Broken { response }) => {
-                Some(self.broken(ledger, target, link, response))
-            }
-            Err(continuity::Error::Link(error)) => Some(self.link_end(error)),
-            Err(error @ (continuity::Error::WrongAnswer(_) | continuity::Error::Withheld(_))) => {
-                self.replica.metrics.reject("boundary");
-                link.close(LinkError::Protocol("wrong boundary"));
-                Some(End::Pause(Phase::Refusing("rejected"), error.to_string()))
+            if let Err(refusal) = fresh {
+                self.replica.metrics.reject(refusal.reason());
+                return Some(End::Pause(Phase::Stalled("rejected"), refusal.to_string()));
             }
         }
+        if standing == Standing::Unproved {
+            tracing::warn!(
+                known,
+                floor = target.checkpoint.floor,
+                "the history at this replica's state was pruned: rebuilding without a proof that it was only appended to"
+            );
+        }
+        None
     }
 
     /// Learns of newer checkpoints while a state sync runs; ends when dropped.
@@ -162,8 +146,18 @@ impl<E: Runtime> SyncLoop<E> {
         let link = link.clone();
         let task = self.context.child("watch").spawn(move |context| async move {
             while let Ok(Response::Checkpoint(checkpoint)) = stream.next().await {
-                if replica.known.observe(&checkpoint, context.current()).await.is_err() {
-                    link.close(LinkError::Protocol("the server's checkpoint is not acceptable"));
+                // Later ones are proved when they are needed; until then they tell how far behind
+                // the replica is.
+                match replica.known.admit(&checkpoint, None) {
+                    Ok(Admission::Newer) => replica.known.claim(&checkpoint),
+                    Ok(Admission::Resigned) => {
+                        replica.known.take(&checkpoint, context.current()).await;
+                    }
+                    Ok(Admission::Stale) => {}
+                    Err(_) => {
+                        let text = "the server's checkpoint is not acceptable";
+                        link.close(LinkError::Protocol(text));
+                    }
                 }
             }
         });
@@ -211,6 +205,7 @@ impl<E: Runtime> SyncLoop<E> {
         started: SystemTime,
     ) -> Result<(), Fatal> {
         let head = ledger.head();
+        self.replica.known.adopted(std::iter::once(&head), self.context.current()).await;
         let resumed = self.replica.progress.resumed_at.load(Ordering::Relaxed);
         let resumed = resumed.min(head.checkpoint.size).saturating_sub(head.checkpoint.floor);
         self.replica.metrics.resumed_operations.inc_by(resumed);

@@ -160,7 +160,7 @@ impl<E: Runtime> Replica<E> {
 
     /// Operations that the newest checkpoint known is ahead.
     pub fn lag_operations(&self) -> u64 {
-        let known = self.known.newest().map_or(0, |known| known.checkpoint.size);
+        let known = self.known.target().map_or(0, |known| known.checkpoint.size);
         let own = self.head().map_or(0, |head| head.checkpoint.size);
         known.saturating_sub(own)
     }
@@ -171,7 +171,7 @@ impl<E: Runtime> Replica<E> {
         let Some(head) = self.head() else {
             return now.duration_since(self.started).unwrap_or_default().as_secs_f64();
         };
-        let known = self.known.newest();
+        let known = self.known.target();
         let equal =
             known.as_ref().is_none_or(|known| known.checkpoint.same_state(&head.checkpoint));
         let signed = match &known {
@@ -184,7 +184,7 @@ impl<E: Runtime> Replica<E> {
 
     /// Age of the newest signature known.
     pub fn signature_age(&self, now: SystemTime) -> Option<Duration> {
-        self.known.newest().map(|known| known.checkpoint.age(now))
+        self.known.target().map(|known| known.checkpoint.age(now))
     }
 
     /// The state that a read made now would see.
@@ -206,7 +206,7 @@ impl<E: Runtime> Replica<E> {
     pub fn measure(&self, now: SystemTime) {
         let gauge = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
         let head = self.head();
-        let known = self.known.newest();
+        let known = self.known.target();
         let metrics = &self.metrics;
         metrics.size.set(gauge(head.as_ref().map_or(0, |head| head.checkpoint.size)));
         metrics.target_size.set(gauge(known.as_ref().map_or(0, |known| known.checkpoint.size)));
@@ -255,7 +255,7 @@ impl<E: Runtime> Replica<E> {
     /// What `GET /v1/status` answers.
     pub fn status(&self, now: SystemTime) -> Status {
         let head = self.head();
-        let known = self.known.newest();
+        let known = self.known.target();
         let eta = self.state_sync_progress(now).map(|(_, _, eta)| eta);
         let standing = self.standing.lock();
         let (phase, rate, last_error) =

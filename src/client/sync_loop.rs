@@ -2,18 +2,16 @@
 
 use super::{
     connection::{Backoff, EQUIVOCATION, Session},
+    judge::{Standing, Unacceptable},
     metrics::{IterationLabel, KindLabel},
     replica::{Phase, Replica},
 };
 use crate::{
-    checkpoint::{Admission, Refusal, SignedCheckpoint},
+    checkpoint::{Refusal, SignedCheckpoint},
     database::{EXECUTION_VERSION, Generations},
     ledger::{self, History, Ledger},
     link::{Link, LinkError},
-    replicate::{
-        continuity::{self, Continuity},
-        state_sync,
-    },
+    replicate::{continuity::Continuity, state_sync},
     runtime::Runtime,
     wire::{Code, Request, Response},
 };
@@ -220,7 +218,7 @@ impl<E: Runtime> SyncLoop<E> {
         } else {
             match self.or_stop(self.ask_target(&session.link)).await {
                 Step::Stop => return Ok(Step::Stop),
-                Step::Done(Ok(target)) => Some(target),
+                Step::Done(Ok((target, _))) => Some(target),
                 Step::Done(Err(end)) => return Ok(Step::Done(Outcome::End(end))),
             }
         };
@@ -243,34 +241,48 @@ impl<E: Runtime> SyncLoop<E> {
         match self.or_stop(self.ask_target(&session.link)).await {
             Step::Stop => Step::Stop,
             Step::Done(Err(end)) => Step::Done(Outcome::End(end)),
-            Step::Done(Ok(target)) => {
+            Step::Done(Ok((target, _))) => {
                 let behind = target.checkpoint.sequence > ledger.head().checkpoint.sequence;
                 Step::Done(if behind { Outcome::StateSync } else { Outcome::Reached })
             }
         }
     }
 
-    /// Asks for the newest checkpoint and verifies it.
-    pub(super) async fn ask_target(&self, link: &Arc<Link<E>>) -> Result<SignedCheckpoint, End> {
+    /// Asks for the newest checkpoint and judges it.
+    pub(super) async fn ask_target(
+        &self,
+        link: &Arc<Link<E>>,
+    ) -> Result<(SignedCheckpoint, Standing), End> {
         match link.request(Request::Checkpoint).await {
             Ok(Response::Checkpoint(checkpoint)) => {
-                self.observe(&checkpoint, link).await?;
-                Ok(*checkpoint)
+                let standing = self.judge(&checkpoint, link).await?;
+                Ok((*checkpoint, standing))
             }
             Ok(_) => Err(self.misbehaved(link, LinkError::Protocol("unexpected answer"))),
             Err(error) => Err(self.link_end(error)),
         }
     }
 
-    /// Verifies a checkpoint and takes it as known; a wrong one ends the connection.
-    pub(super) async fn observe(
+    /// Judges a checkpoint; one that is not acceptable ends the connection.
+    pub(super) async fn judge(
         &self,
         checkpoint: &SignedCheckpoint,
         link: &Arc<Link<E>>,
-    ) -> Result<Admission, End> {
-        let now = self.context.current();
-        let admission = self.replica.known.observe(checkpoint, now).await;
-        admission.map_err(|refusal| self.refuse(&refusal, link))
+    ) -> Result<Standing, End> {
+        let judged = self.replica.judge(checkpoint, link, self.context.current()).await;
+        judged.map_err(|error| self.unacceptable(error, link))
+    }
+
+    pub(super) fn unacceptable(&self, error: Unacceptable, link: &Arc<Link<E>>) -> End {
+        match error {
+            Unacceptable::Refused(refusal) => self.refuse(&refusal, link),
+            Unacceptable::NotProved(text) => {
+                link.close(LinkError::Protocol("the server does not prove its history"));
+                End::Pause(Phase::Refusing("rejected"), text)
+            }
+            Unacceptable::Storage(text) => End::Pause(Phase::Stalled("storage"), text),
+            Unacceptable::Link(error) => self.link_end(error),
+        }
     }
 
     pub(super) fn refuse(&self, refusal: &Refusal, link: &Arc<Link<E>>) -> End {
@@ -316,27 +328,20 @@ impl<E: Runtime> SyncLoop<E> {
         offered: &SignedCheckpoint,
         link: &Arc<Link<E>>,
     ) -> End {
-        if let Ok(Continuity::Broken { response }) = continuity::check(ledger, link, offered).await
-        {
-            return self.broken(ledger, offered, link, response);
+        let (replica, head) = (&self.replica, ledger.head());
+        match replica.contains(&head, offered, link).await {
+            Ok(Continuity::Broken(found)) => {
+                return self.refuse(&replica.convict(head, found), link);
+            }
+            Ok(_) | Err(_) => {}
         }
-        self.replica.metrics.reject("commit_root");
+        if let Err(refusal) = replica.judge_older(ledger, offered).await {
+            return self.refuse(&refusal, link);
+        }
+        replica.metrics.reject("commit_root");
         let text = "a commit does not lead from our state to the signed one";
         tracing::error!(sequence = offered.checkpoint.sequence, text);
         self.misbehaved(link, LinkError::Protocol(text))
-    }
-
-    pub(super) fn broken(
-        &self,
-        ledger: &Arc<Ledger<E>>,
-        offered: &SignedCheckpoint,
-        link: &Arc<Link<E>>,
-        response: Vec<u8>,
-    ) -> End {
-        let reason = "a longer history does not contain ours";
-        self.replica.known.report(ledger.head(), offered.clone(), reason, Some(response));
-        link.close(LinkError::Protocol("equivocation"));
-        self.equivocation(reason.into())
     }
 
     pub(super) fn count_iteration(&self, kind: &'static str, result: &'static str) {
@@ -370,7 +375,7 @@ impl<E: Runtime> SyncLoop<E> {
         tracing::info!(
             sync_iteration = iteration,
             kind,
-            target_size = replica.known.newest().map_or(0, |known| known.checkpoint.size),
+            target_size = replica.known.target().map_or(0, |known| known.checkpoint.size),
             database_ops = checkpoint.size,
             sequence = checkpoint.sequence,
             root = %checkpoint.root,

@@ -2,7 +2,7 @@
 
 use super::{Shared, limits};
 use crate::{
-    checkpoint::{Checkpoint, Policy, Rotations, SignedCheckpoint},
+    checkpoint::{Policy, SignedCheckpoint},
     database::{
         EXECUTION_VERSION,
         types::{Family, Mode},
@@ -44,7 +44,7 @@ pub(super) async fn greet<E: Runtime>(
     let hello =
         Hello::decode(frame).map_err(|_| Refused::new(Code::Malformed, "undecodable greeting"))?;
     check_match(shared, &hello)?;
-    check_memory(shared, &hello)?;
+    check_memory(shared, &hello).await?;
     let head = shared.ledger.head();
     let welcome = Welcome {
         execution: EXECUTION_VERSION,
@@ -94,13 +94,23 @@ fn check_match<E: Runtime>(shared: &Shared<E>, hello: &Hello) -> Result<(), Refu
 }
 
 /// A client may hold what we signed and forgot.
-fn check_memory<E: Runtime>(shared: &Shared<E>, hello: &Hello) -> Result<(), Refused> {
+async fn check_memory<E: Runtime>(shared: &Shared<E>, hello: &Hello) -> Result<(), Refused> {
     let (Some((publisher, tell)), Some(claim)) = (&shared.config.publisher, &hello.newest) else {
         return Ok(());
     };
-    // Read after the claim came: our own head cannot be older than it by honest means.
-    let head = shared.ledger.head().checkpoint;
-    if !shows_amnesia(shared, publisher, &head, hello, claim) {
+    let policy = policy_of_publisher(shared, publisher, hello);
+    let is_retired = policy.rotations.0.iter().any(|rotation| rotation.retired == *publisher);
+    if !is_retired && !is_unknown(shared, claim).await {
+        return Ok(());
+    }
+    if !is_retired && let Err(refusal) = policy.verify(claim) {
+        // Forged, or signed by a key after it was retired: no word of ours.
+        shared.metrics.reject("false_claim");
+        tracing::warn!(
+            %refusal,
+            sequence = claim.checkpoint.sequence,
+            "a client shows a checkpoint that does not count"
+        );
         return Ok(());
     }
     tell(claim.clone());
@@ -110,23 +120,42 @@ fn check_memory<E: Runtime>(shared: &Shared<E>, hello: &Hello) -> Result<(), Ref
     ))
 }
 
-/// Whether a client shows what our own keys signed and we do not know: a later state, another one
-/// for our sequence, or the retirement of the key that we sign with.
-fn shows_amnesia<E: Runtime>(
+/// What counts as signed by this server's publisher: the keys along our own chain, each for its
+/// part of the history, and their successors that the client shows.
+fn policy_of_publisher<E: Runtime>(
     shared: &Shared<E>,
     publisher: &PublicKey,
-    head: &Checkpoint,
     hello: &Hello,
-    claim: &SignedCheckpoint,
-) -> bool {
-    let mut publishers = vec![publisher.clone()];
-    publishers.extend(shared.config.rotations.0.iter().map(|rotation| rotation.retired.clone()));
-    let (database, family) = (head.database, head.family);
-    let mut policy = Policy { publishers, database, family, rotations: Rotations::default() };
+) -> Policy {
+    let head = shared.ledger.head().checkpoint;
+    let rotations = shared.config.rotations.clone();
+    let first = rotations.0.first().map_or(publisher, |rotation| &rotation.retired);
+    let publishers = vec![first.clone()];
+    let mut policy = Policy { publishers, database: head.database, family: head.family, rotations };
     // Only what our keys signed is learned; a forged chain says nothing.
     let _ = policy.learn(&hello.rotations);
-    let is_retired = policy.rotations.0.iter().any(|rotation| rotation.retired == *publisher);
-    let beyond = claim.checkpoint.sequence > head.sequence;
-    let other = claim.checkpoint.sequence == head.sequence && !claim.checkpoint.same_state(head);
-    is_retired || (beyond || other) && policy.verify(claim).is_ok()
+    policy
+}
+
+/// Whether `claim` is a state that our log should have and does not: beyond its newest record, or
+/// another one than it. The log and not the head is asked: followers are sent a commit before
+/// reads see it.
+async fn is_unknown<E: Runtime>(shared: &Shared<E>, claim: &SignedCheckpoint) -> bool {
+    let log = shared.ledger.log();
+    let claimed = claim.checkpoint.sequence;
+    loop {
+        let last = log.bounds().last;
+        if claimed != last {
+            return claimed > last;
+        }
+        match log.read(last).await {
+            Ok(commit) => return !commit.checkpoint.checkpoint.same_state(&claim.checkpoint),
+            // Another record is the newest by now.
+            Err(_) if log.bounds().last != last => {}
+            Err(error) => {
+                tracing::error!(%error, "cannot read the commit log");
+                return false;
+            }
+        }
+    }
 }

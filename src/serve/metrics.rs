@@ -16,13 +16,20 @@ pub const DURATION_BUCKETS: [f64; 16] = [
 ];
 
 /// Reasons to turn a peer away that are no refusal of the protocol.
-const REASONS: [&str; 6] =
-    ["connections", "handshake_rate", "handshakes", "handshake", "streams", "slow_reader"];
+const REASONS: [&str; 7] = [
+    "connections",
+    "handshake_rate",
+    "handshakes",
+    "handshake",
+    "streams",
+    "slow_reader",
+    "false_claim",
+];
 
 /// Kind of a request.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub struct RequestLabel {
-    /// `checkpoint`, `operations`, `boundary`, `follow` or `watch`.
+    /// `checkpoint`, `checkpoint_at`, `operations`, `boundary`, `follow` or `watch`.
     pub request: &'static str,
 }
 
@@ -39,8 +46,8 @@ pub struct ResultLabel {
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub struct ReasonLabel {
     /// `connections`, `handshake_rate`, `handshakes`, `handshake`, `unauthorized`,
-    /// `unsupported_version`, `mismatch`, `malformed`, `streams`, `slow_reader`, or the code of
-    /// another refusal.
+    /// `unsupported_version`, `mismatch`, `malformed`, `streams`, `slow_reader`, `false_claim`, or
+    /// the code of another refusal.
     pub reason: &'static str,
 }
 
@@ -117,7 +124,9 @@ impl Metrics {
 
     /// A series that begins with its first event would hide that event from rates.
     fn start_at_zero(&self) {
-        for request in ["checkpoint", "operations", "boundary", "follow", "watch"] {
+        const REQUESTS: [&str; 6] =
+            ["checkpoint", "checkpoint_at", "operations", "boundary", "follow", "watch"];
+        for request in REQUESTS {
             let _ = self.requests.get_or_create(&ResultLabel { request, result: "ok" });
         }
         let own = REASONS.into_iter().chain(Code::ALL.map(Code::as_str));

@@ -250,7 +250,7 @@ impl<E: Runtime> Session<E> {
         let room = match request {
             Request::Follow { credit, .. } => Room::Stream(credit.into()),
             Request::Watch { .. } => Room::Stream(0),
-            Request::Checkpoint => Room::Answer(SMALL_BYTES),
+            Request::Checkpoint | Request::CheckpointAt { .. } => Room::Answer(SMALL_BYTES),
             Request::Fetch(_) => Room::Answer(RESPONSE_BYTES_MAX + SMALL_BYTES),
         };
         let (credit, turn) = match room {
@@ -315,6 +315,12 @@ impl<E: Runtime> Session<E> {
         let (name, started) = (request.as_str(), context.current());
         let result = match request {
             Request::Fetch(fetch) => self.fetch(fetch).await,
+            Request::CheckpointAt { sequence } => {
+                let commit = self.shared.ledger.log().read(sequence).await;
+                commit
+                    .map(|commit| Response::Checkpoint(Box::new(commit.checkpoint)))
+                    .map_err(|error| self.refuse_read(error))
+            }
             _ => Ok(Response::Checkpoint(Box::new(self.shared.ledger.head()))),
         };
         self.count(context, name, started, result.as_ref().err());

@@ -32,7 +32,7 @@ impl<E: Runtime> Session<E> {
                 });
                 self.follow(context, id, sequence, &credit).await
             }
-            Request::Checkpoint | Request::Fetch(_) => Ok(()),
+            Request::Checkpoint | Request::CheckpointAt { .. } | Request::Fetch(_) => Ok(()),
         };
         self.count(context, name, started, result.as_ref().err());
         if let Err(refused) = result {
@@ -95,7 +95,7 @@ impl<E: Runtime> Session<E> {
         }
     }
 
-    fn refuse_read(&self, error: commit_log::Error) -> Refused {
+    pub(super) fn refuse_read(&self, error: commit_log::Error) -> Refused {
         match error {
             commit_log::Error::Trimmed { first } => {
                 Refused::new(Code::Pruned, format!("the log begins at sequence {first}"))

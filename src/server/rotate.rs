@@ -81,7 +81,7 @@ async fn hand_over<E: Runtime>(
     let ledger = Ledger::open(context, place(record.storage), false, |_| {}).await?;
     let ledger = ledger.ok_or_else(|| mismatch("the commit log is missing".into()))?;
     let head = ledger.head();
-    let store = RotationStore::of_publisher(context.child("publisher_keys")).await?;
+    let mut store = RotationStore::of_publisher(context.child("publisher_keys")).await?;
     let mut rotations = store.all();
     let (old, new) = (retired.public_key(), successor.public_key());
     let last = rotations.0.last().filter(|last| last.successor == new);

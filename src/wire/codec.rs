@@ -193,6 +193,10 @@ impl Write for Request {
                 3u8.write(buf);
                 target.write(buf);
             }
+            Self::CheckpointAt { sequence } => {
+                4u8.write(buf);
+                sequence.write(buf);
+            }
         }
     }
 }
@@ -203,7 +207,7 @@ impl EncodeSize for Request {
             Self::Checkpoint => 0,
             Self::Fetch(fetch) => fetch.encode_size(),
             Self::Follow { .. } => 12,
-            Self::Watch { .. } => 8,
+            Self::Watch { .. } | Self::CheckpointAt { .. } => 8,
         }
     }
 }
@@ -216,6 +220,7 @@ impl Read for Request {
             1 => Ok(Self::Fetch(Fetch::read(buf)?)),
             2 => Ok(Self::Follow { sequence: u64::read(buf)?, credit: u32::read(buf)? }),
             3 => Ok(Self::Watch { target: u64::read(buf)? }),
+            4 => Ok(Self::CheckpointAt { sequence: u64::read(buf)? }),
             other => Err(CodecError::InvalidEnum(other)),
         }
     }

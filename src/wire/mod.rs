@@ -25,7 +25,7 @@ use bytes::Bytes;
 use std::time::Duration;
 
 /// Version of these messages. A server refuses others by name.
-pub const WIRE_VERSION: u16 = 3;
+pub const WIRE_VERSION: u16 = 4;
 /// Namespace of the channel's handshake.
 pub const NAMESPACE: &[u8] = b"_SYNCD_LINK";
 /// Most bytes of one message.
@@ -190,6 +190,12 @@ pub enum Reply {
 pub enum Request {
     /// The newest checkpoint.
     Checkpoint,
+    /// The checkpoint of the commit `sequence`, as it was first signed: two servers with one key
+    /// that went apart are told apart by it, also where operations are no longer held.
+    CheckpointAt {
+        /// The commit.
+        sequence: u64,
+    },
     /// Operations or a boundary, for state sync.
     Fetch(Fetch),
     /// Every commit after `sequence`, as they come, and heartbeats between them. The stream goes
@@ -213,6 +219,7 @@ impl Request {
     pub const fn as_str(&self) -> &'static str {
         match self {
             Self::Checkpoint => "checkpoint",
+            Self::CheckpointAt { .. } => "checkpoint_at",
             Self::Fetch(Fetch::Operations { .. }) => "operations",
             Self::Fetch(Fetch::Boundary { .. }) => "boundary",
             Self::Follow { .. } => "follow",
@@ -252,7 +259,7 @@ pub enum ClientMessage {
 /// An answer.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Response {
-    /// The newest checkpoint; in a stream also as heartbeat.
+    /// The newest checkpoint, or the one asked for; in a stream also as heartbeat.
     Checkpoint(Box<SignedCheckpoint>),
     /// Operations with their proof, in the library's encoding.
     Operations(Bytes),

@@ -1,0 +1,165 @@
+//! What a checkpoint that a server shows means for this replica.
+//!
+//! It is verified, compared with everything that is known, and, if it is later, proved to extend
+//! that. Whatever contradicts the replica's history becomes evidence.
+
+use super::{known::LearnError, replica::Replica};
+use crate::{
+    checkpoint::{Admission, Refusal, SignedCheckpoint, compare},
+    database::{Fetch, history_at},
+    ledger::Ledger,
+    link::{Link, LinkError},
+    replicate::continuity::{self, Break, Continuity, NOT_CONTAINED},
+    runtime::Runtime,
+    wire::RESPONSE_BYTES_MAX,
+};
+use std::time::SystemTime;
+
+/// How an acceptable checkpoint relates to what the replica knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// The newest state known, from now on if not before.
+    Newest,
+    /// A state before the newest one known.
+    Behind,
+    /// A later state. Whether its history contains ours cannot be proved: the operations are no
+    /// longer held.
+    Unproved,
+}
+
+/// Why a checkpoint is not acceptable.
+#[derive(Debug, thiserror::Error)]
+pub enum Unacceptable {
+    /// Its signature or its content.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The server does not prove what it has to.
+    #[error("{0}")]
+    NotProved(String),
+    /// The keys that a server shows cannot be written down.
+    #[error("{0}")]
+    Storage(String),
+    /// The connection.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+}
+
+impl From<LearnError> for Unacceptable {
+    fn from(error: LearnError) -> Self {
+        match error {
+            LearnError::Refused(refusal) => Self::Refused(refusal),
+            error @ LearnError::Storage(_) => Self::Storage(error.to_string()),
+        }
+    }
+}
+
+impl<E: Runtime> Replica<E> {
+    /// Judges a checkpoint that the server behind `link` shows.
+    pub async fn judge(
+        &self,
+        signed: &SignedCheckpoint,
+        link: &Link<E>,
+        now: SystemTime,
+    ) -> Result<Standing, Unacceptable> {
+        let ledger = self.ledger.load_full();
+        let own = ledger.as_ref().map(|ledger| ledger.head());
+        match self.known.admit(signed, own.as_ref())? {
+            Admission::Newer => self.judge_newer(signed, own, link, now).await,
+            Admission::Resigned => {
+                self.known.take(signed, now).await;
+                Ok(Standing::Newest)
+            }
+            Admission::Stale => {
+                if let Some(ledger) = &ledger {
+                    self.judge_older(ledger, signed).await?;
+                }
+                let newest = self.known.newest();
+                let is_newest =
+                    newest.is_some_and(|newest| newest.checkpoint.same_state(&signed.checkpoint));
+                Ok(if is_newest { Standing::Newest } else { Standing::Behind })
+            }
+        }
+    }
+
+    /// A later state must contain the newest one known; before there is one, it becomes that.
+    async fn judge_newer(
+        &self,
+        signed: &SignedCheckpoint,
+        own: Option<SignedCheckpoint>,
+        link: &Link<E>,
+        now: SystemTime,
+    ) -> Result<Standing, Unacceptable> {
+        if let Some(ours) = self.known.newest().or(own) {
+            match self.contains(&ours, signed, link).await? {
+                Continuity::Proved => {}
+                Continuity::CannotBeProved => {
+                    self.known.claim(signed);
+                    return Ok(Standing::Unproved);
+                }
+                Continuity::Broken(found) => return Err(self.convict(ours, found).into()),
+            }
+        }
+        self.known.take(signed, now).await;
+        Ok(Standing::Newest)
+    }
+
+    /// Asks the server whether the history of `target` contains `ours`.
+    pub(super) async fn contains(
+        &self,
+        ours: &SignedCheckpoint,
+        target: &SignedCheckpoint,
+        link: &Link<E>,
+    ) -> Result<Continuity, Unacceptable> {
+        let policy = self.known.policy();
+        match continuity::check(ours, self.mode, &policy, link, target).await {
+            Ok(found) => Ok(found),
+            Err(continuity::Error::Link(error)) => Err(error.into()),
+            Err(error) => {
+                self.metrics.reject("boundary");
+                Err(Unacceptable::NotProved(error.to_string()))
+            }
+        }
+    }
+
+    /// An earlier state must be one of our own history, as far as that is still held.
+    pub(super) async fn judge_older(
+        &self,
+        ledger: &Ledger<E>,
+        signed: &SignedCheckpoint,
+    ) -> Result<(), Refusal> {
+        let head = ledger.head();
+        let (offered, own) = (&signed.checkpoint, &head.checkpoint);
+        if offered.sequence >= own.sequence {
+            return Ok(());
+        }
+        if let Ok(commit) = ledger.log().read(offered.sequence).await {
+            return match compare(offered, &commit.checkpoint.checkpoint) {
+                Ok(_) => Ok(()),
+                Err(reason) => {
+                    let (offered, response) = (signed.clone(), None);
+                    Err(self.convict(commit.checkpoint, Break { offered, reason, response }))
+                }
+            };
+        }
+        let fetch = Fetch::Boundary { size: own.size, start: offered.size };
+        let Ok(served) = ledger.serve(fetch, RESPONSE_BYTES_MAX).await else { return Ok(()) };
+        let body = served.body;
+        let roots =
+            history_at(ledger.kind(), own.operations_root, own.size, offered.size, body.clone());
+        if roots.is_ok_and(|roots| !roots.contains(&offered.operations_root)) {
+            let (reason, response) = (NOT_CONTAINED, Some(body.to_vec()));
+            let found = Break { offered: head, reason, response };
+            return Err(self.convict(signed.clone(), found));
+        }
+        Ok(())
+    }
+
+    /// Writes the evidence of a break.
+    pub(super) fn convict(&self, ours: SignedCheckpoint, found: Break) -> Refusal {
+        let Break { offered, reason, response } = found;
+        self.metrics.reject(Refusal::Equivocation(reason).reason());
+        self.known.forget_claims();
+        self.known.report(ours, offered, reason, response);
+        Refusal::Equivocation(reason)
+    }
+}
