@@ -171,10 +171,15 @@ fn responses(change: impl Fn(Response) -> Response + Send + Sync + 'static) -> A
     })
 }
 
+/// Whether an answer holds operations, and not the boundary that proves a history.
+fn is_operations(body: &Bytes) -> bool {
+    body.first() == Some(&0)
+}
+
 /// Flips a bit of the operations and proofs of state sync, `part` of the way through.
 fn altered_operations(part: f64) -> Act {
     responses(move |response| match response {
-        Response::Operations(body) => {
+        Response::Operations(body) if is_operations(&body) => {
             let mut body = body.to_vec();
             let at = ((body.len() - 1) as f64 * part) as usize;
             body[at] ^= 0x10;
@@ -407,10 +412,23 @@ fn altered_operations_are_refused() {
     scene.attack(altered_operations(0.0), "proof");
     scene.attack(altered_operations(1.0), "proof");
     let cut = responses(|response| match response {
-        Response::Operations(body) => Response::Operations(body.slice(..body.len() / 2)),
+        Response::Operations(body) if is_operations(&body) => {
+            Response::Operations(body.slice(..body.len() / 2))
+        }
         other => other,
     });
     scene.attack(cut, "proof");
+    // The proof that the newer history contains what was signed before, which comes first.
+    let boundary = responses(|response| match response {
+        Response::Operations(body) if !is_operations(&body) => {
+            let mut body = body.to_vec();
+            let middle = body.len() / 2;
+            body[middle] ^= 0x10;
+            Response::Operations(body.into())
+        }
+        other => other,
+    });
+    scene.attack(boundary, "boundary");
     scene.recovers();
     // A restart with the same directory finds the verified state.
     let (size, root) = (scene.client.size(), scene.client.root());
