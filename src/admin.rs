@@ -12,6 +12,7 @@ use axum::{
     routing::get,
 };
 use std::sync::Arc;
+use tokio::sync::Mutex;
 
 /// Writes all metrics as OpenMetrics.
 pub type Encode = Arc<dyn Fn() -> String + Send + Sync>;
@@ -20,6 +21,8 @@ pub type Encode = Arc<dyn Fn() -> String + Send + Sync>;
 struct Admin {
     encode: Encode,
     health: Health,
+    /// One answer of `/metrics` is made at a time, so that many do not keep probes waiting.
+    encoding: Arc<Mutex<()>>,
 }
 
 /// The router of the metrics port.
@@ -34,11 +37,14 @@ pub fn router(encode: Encode, health: Health) -> Router {
             "/readyz",
             get(|State(admin): State<Admin>| async move { answer(admin.health.readiness()) }),
         )
-        .with_state(Admin { encode, health })
+        .with_state(Admin { encode, health, encoding: Arc::default() })
 }
 
 async fn metrics(State(admin): State<Admin>, headers: HeaderMap) -> Response {
-    let text = (admin.encode)();
+    let text = {
+        let _turn = admin.encoding.lock().await;
+        (admin.encode)()
+    };
     let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
     if accept.is_some_and(|accept| accept.contains("application/openmetrics-text")) {
         ([(header::CONTENT_TYPE, OPENMETRICS)], text).into_response()

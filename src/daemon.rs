@@ -178,7 +178,13 @@ pub fn start_telemetry(service: &'static str, common: &CommonArgs) -> Result<Tel
 }
 
 /// Serves the metrics port until the process ends.
-pub fn serve_admin(context: &Context, listener: TcpListener, health: Health, spans: SpanCounts) {
+pub fn serve_admin(
+    context: &Context,
+    listener: TcpListener,
+    health: Health,
+    spans: SpanCounts,
+    metrics: Arc<http::Metrics>,
+) {
     let registry = context.child("encode");
     let process = Process::new(&context.child("process"), &context.child("syncd"), spans);
     let encode: admin::Encode = Arc::new(move || {
@@ -186,8 +192,9 @@ pub fn serve_admin(context: &Context, listener: TcpListener, health: Health, spa
         registry.encode()
     });
     let router = admin::router(encode, health);
+    let port = http::Port { name: "metrics", connections_max: http::CONNECTIONS_MAX, metrics };
     tokio::spawn(async move {
-        if let Err(error) = http::serve(listener, router, std::future::pending()).await {
+        if let Err(error) = http::serve(listener, router, port, std::future::pending()).await {
             tracing::error!(%error, "the metrics port failed");
         }
     });
@@ -198,12 +205,14 @@ pub fn serve_api(
     listener: TcpListener,
     router: Router,
     mut stop: tokio::sync::watch::Receiver<bool>,
+    metrics: Arc<http::Metrics>,
 ) -> tokio::task::JoinHandle<()> {
+    let port = http::Port { name: "api", connections_max: http::CONNECTIONS_MAX, metrics };
     tokio::spawn(async move {
         let stopped = async move {
             let _ = stop.wait_for(|stop| *stop).await;
         };
-        if let Err(error) = http::serve(listener, router, stopped).await {
+        if let Err(error) = http::serve(listener, router, port, stopped).await {
             tracing::error!(%error, "the API port failed");
         }
     })

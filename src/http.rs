@@ -1,19 +1,39 @@
-//! Serving an axum router with bounds: connections, time for a request's head, draining.
+//! Serving an axum router with bounds: connections, time for heads and answers, draining.
+//!
+//! A peer that is waited for never holds a place that another connection needs: on a full port the
+//! connection on which nothing has moved for longest is closed, be it idle, in the middle of a head
+//! or a body, or with an answer that it does not take. So a flood cannot keep a probe out.
 
-use axum::Router;
+mod activity;
+mod metrics;
+mod patience;
+mod places;
+mod socket;
+
+pub use activity::STALL_GRACE;
+pub use metrics::{Metrics, PortLabel, RejectLabel};
+pub use patience::Patience;
+pub use socket::{UNSENT_BYTES_MAX, WRITE_RATE_MIN, WRITE_STALL_MAX};
+
+use activity::{Activity, Reason, Received, Sent};
+use axum::{Router, body::Body, http::Request};
+use hyper::{body::Incoming, service::Service as _};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     server::graceful::GracefulShutdown,
     service::TowerToHyperService,
 };
+use places::Places;
+use socket::Socket;
 use std::{
+    convert::Infallible,
+    error::Error as _,
     future::Future,
     io,
     net::{SocketAddr, TcpListener},
     sync::Arc,
     time::Duration,
 };
-use tokio::sync::Semaphore;
 
 /// Most connections at once on one port.
 pub const CONNECTIONS_MAX: usize = 512;
@@ -23,6 +43,18 @@ pub const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 pub const HEADER_BYTES_MAX: usize = 32 * 1024;
 /// Pause after a failed accept (out of file descriptors, usually).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How often a draining port looks for connections that only wait for their peers.
+const DRAIN_INTERVAL: Duration = Duration::from_millis(50);
+
+/// A port to serve.
+pub struct Port {
+    /// Its name in metrics: `api` or `metrics`.
+    pub name: &'static str,
+    /// Most connections at once.
+    pub connections_max: usize,
+    /// Metrics of all ports.
+    pub metrics: Arc<Metrics>,
+}
 
 /// A port that cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -48,11 +80,12 @@ pub fn bind(flag: &'static str, address: SocketAddr) -> Result<TcpListener, Bind
 pub async fn serve(
     listener: TcpListener,
     router: Router,
+    port: Port,
     stop: impl Future<Output = ()>,
 ) -> io::Result<()> {
     let listener = tokio::net::TcpListener::from_std(listener)?;
     let graceful = GracefulShutdown::new();
-    let free = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let places = Places::new(port.name, port.connections_max, port.metrics.clone());
     let mut builder = hyper::server::conn::http1::Builder::new();
     builder
         .timer(TokioTimer::new())
@@ -61,10 +94,10 @@ pub async fn serve(
     tokio::pin!(stop);
     loop {
         let accepted = tokio::select! {
-            accepted = accept(&listener, &free) => accepted,
+            accepted = accept(&listener, &places) => accepted,
             () = &mut stop => break,
         };
-        let (stream, permit) = match accepted {
+        let (socket, place, activity) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(%error, "cannot accept an HTTP connection");
@@ -72,28 +105,73 @@ pub async fn serve(
                 continue;
             }
         };
-        let service = TowerToHyperService::new(router.clone());
-        let connection = builder.serve_connection(TokioIo::new(stream), service);
+        let service = service(&router, &activity);
+        let connection = builder.serve_connection(TokioIo::new(socket), service);
         let connection = graceful.watch(connection);
-        tokio::spawn(async move {
-            let _permit = permit;
+        let (name, metrics) = (port.name, port.metrics.clone());
+        places.run(place, activity, async move {
             if let Err(error) = connection.await {
+                if is_stalled(&error) {
+                    Places::count(&metrics, name, Reason::SlowReader);
+                }
                 tracing::debug!(%error, "HTTP connection ended");
             }
         });
     }
     drop(listener);
-    graceful.shutdown().await;
-    Ok(())
+    let drained = graceful.shutdown();
+    tokio::pin!(drained);
+    loop {
+        tokio::select! {
+            () = &mut drained => return Ok(()),
+            () = tokio::time::sleep(DRAIN_INTERVAL) => places.end_quiet(),
+        }
+    }
 }
 
-/// Accepts when there is room: more connections wait in the kernel's queue.
+/// Accepts a connection and finds it a place. Connections beyond that one wait in the kernel's
+/// queue.
 async fn accept(
     listener: &tokio::net::TcpListener,
-    free: &Arc<Semaphore>,
-) -> io::Result<(tokio::net::TcpStream, tokio::sync::OwnedSemaphorePermit)> {
-    let permit = free.clone().acquire_owned().await.map_err(io::Error::other)?;
-    let (stream, _) = listener.accept().await?;
-    stream.set_nodelay(true)?;
-    Ok((stream, permit))
+    places: &Places,
+) -> io::Result<(Socket, places::Place, Arc<Activity>)> {
+    loop {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            // Its peer went away before it was looked at: nothing is wrong here.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
+            Err(error) => return Err(error),
+        };
+        let place = places.take().await;
+        let activity = Activity::new();
+        match Socket::new(stream, activity.clone()) {
+            Ok(socket) => return Ok((socket, place, activity)),
+            Err(error) => tracing::debug!(%error, "an HTTP connection ended at once"),
+        }
+    }
+}
+
+/// `router` for one connection, which notes what it is doing.
+fn service(
+    router: &Router,
+    activity: &Arc<Activity>,
+) -> impl hyper::service::Service<
+    Request<Incoming>,
+    Response = axum::http::Response<Sent>,
+    Error = Infallible,
+    Future: Send,
+> + use<> {
+    let (router, activity) = (TowerToHyperService::new(router.clone()), activity.clone());
+    hyper::service::service_fn(move |request: Request<Incoming>| {
+        let service = activity.serve();
+        let activity = activity.clone();
+        let answer = router.call(request.map(|body| Body::new(Received { body, activity })));
+        async move { Ok(answer.await?.map(|body| Sent { body, _service: service })) }
+    })
+}
+
+/// Whether a connection ended because its peer did not take its answer.
+fn is_stalled(error: &hyper::Error) -> bool {
+    let source = error.source().and_then(|source| source.downcast_ref::<io::Error>());
+    source.is_some_and(|error| error.kind() == io::ErrorKind::TimedOut)
 }

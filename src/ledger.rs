@@ -121,6 +121,18 @@ impl Drop for Hold {
     }
 }
 
+/// Keeps the state of a running export readable while it lives.
+pub struct ExportHold {
+    _hold: Hold,
+    running: Arc<watch::Sender<usize>>,
+}
+
+impl Drop for ExportHold {
+    fn drop(&mut self) {
+        self.running.send_modify(|running| *running -= 1);
+    }
+}
+
 /// A database with its log.
 pub struct Ledger<E: Runtime> {
     kind: Kind,
@@ -136,6 +148,7 @@ pub struct Ledger<E: Runtime> {
     traces: Mutex<VecDeque<(u64, TraceContext)>>,
     holds: Arc<Mutex<BTreeMap<u64, (u64, u64)>>>,
     next_hold: AtomicU64,
+    exports: Arc<watch::Sender<usize>>,
 }
 
 impl<E: Runtime> Ledger<E> {
@@ -193,6 +206,7 @@ impl<E: Runtime> Ledger<E> {
             traces: Mutex::default(),
             holds: Arc::default(),
             next_hold: AtomicU64::new(0),
+            exports: Arc::new(watch::Sender::new(0)),
         }
     }
 
@@ -410,12 +424,25 @@ impl<E: Runtime> Ledger<E> {
     }
 
     /// Begins an export of the state that reads see; the hold keeps it readable.
-    pub async fn export(&self) -> (SignedCheckpoint, Exporter, Hold) {
+    pub async fn export(&self) -> (SignedCheckpoint, Exporter, ExportHold) {
         let _database = self.database.read().await;
         let head = self.head();
-        let hold = self.hold(&head);
+        let _hold = self.hold(&head);
+        self.exports.send_modify(|running| *running += 1);
+        let hold = ExportHold { _hold, running: self.exports.clone() };
         let (size, floor) = (head.checkpoint.size, head.checkpoint.floor);
         (head, Exporter::new(self.database.clone(), self.kind.family, size, floor), hold)
+    }
+
+    /// Whether an export is running.
+    pub fn is_exporting(&self) -> bool {
+        *self.exports.borrow() > 0
+    }
+
+    /// Waits until no export is running.
+    pub async fn exports_ended(&self) {
+        // The sender is ours, so the channel does not close.
+        let _ = self.exports.subscribe().wait_for(|running| *running == 0).await;
     }
 
     /// Keeps what a replica needs that is building the state of `checkpoint`.

@@ -327,12 +327,15 @@ fn show(bytes: &[u8]) -> String {
     }
 }
 
+/// The last millisecond of the year 9999: what comes later has no form in RFC 3339.
+const RFC3339_MS_MAX: u64 = 253_402_300_799_999;
+
 fn time(ms: u64) -> String {
     let time = SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(ms));
-    time.map_or_else(
-        || format!("{ms} ms"),
-        |time| humantime::format_rfc3339_millis(time).to_string(),
-    )
+    match time.filter(|_| ms <= RFC3339_MS_MAX) {
+        Some(time) => humantime::format_rfc3339_millis(time).to_string(),
+        None => format!("{ms} ms after 1970"),
+    }
 }
 
 impl fmt::Display for Proved {
@@ -368,5 +371,28 @@ impl fmt::Display for Proved {
             time(checkpoint.signed_at_ms),
             self.publisher,
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn times_beyond_every_calendar_are_shown() {
+        assert_eq!(time(0), "1970-01-01T00:00:00.000Z");
+        assert_eq!(time(RFC3339_MS_MAX), "9999-12-31T23:59:59.999Z");
+        assert_eq!(time(RFC3339_MS_MAX + 1), "253402300800000 ms after 1970");
+        assert_eq!(time(u64::MAX), format!("{} ms after 1970", u64::MAX));
+    }
+
+    proptest! {
+        #[test]
+        fn no_time_is_too_late_to_be_shown(ms in any::<u64>(), near in 0u64..10_000_000) {
+            for ms in [ms, RFC3339_MS_MAX - near, RFC3339_MS_MAX + near, u64::MAX - near] {
+                prop_assert!(!time(ms).is_empty());
+            }
+        }
     }
 }

@@ -66,7 +66,12 @@ fn collector() -> (String, Received) {
     let address = listener.local_addr().unwrap();
     std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-        let served = syncd::http::serve(listener, router, std::future::pending());
+        let port = syncd::http::Port {
+            name: "api",
+            connections_max: syncd::http::CONNECTIONS_MAX,
+            metrics: Arc::default(),
+        };
+        let served = syncd::http::serve(listener, router, port, std::future::pending());
         runtime.block_on(served).unwrap();
     });
     (format!("http://{address}"), received)

@@ -4,11 +4,15 @@
 use super::Subject;
 use crate::{
     checkpoint::SignedCheckpoint,
-    database::types::{Change, DatabaseId, Digest, Family, Mode, Root},
+    database::types::{
+        ALLOCATION_BYTES, Change, DatabaseId, Digest, Family, IDEMPOTENCY_KEY_LENGTH_MAX, Mode,
+        Root,
+    },
     verify::ProofFile,
 };
 use bytes::Bytes;
 use std::{sync::Arc, time::Duration};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// The state that an answer speaks of; becomes the `Syncd-*` headers.
 #[derive(Clone, Debug)]
@@ -131,6 +135,44 @@ pub struct WriteRequest {
     pub idempotency: Option<(Vec<u8>, Digest)>,
 }
 
+/// Bytes of memory that a write takes beyond its changes: its place in the queue, its answer, its
+/// task.
+const WRITE_BYTES: usize = 1024;
+
+impl WriteRequest {
+    /// Bytes of memory that it takes while it waits.
+    pub fn memory(&self) -> usize {
+        let changes = self.changes.capacity() * size_of::<Change>();
+        let heap: usize = self.changes.iter().map(Change::heap_bytes).sum();
+        let key = self.idempotency.as_ref().map_or(0, |(key, _)| key.capacity());
+        WRITE_BYTES + changes + heap + key
+    }
+
+    /// The most that a request of `changes` changes takes whose keys and values have `bytes`.
+    pub const fn memory_max(changes: usize, bytes: usize) -> usize {
+        let change = size_of::<Change>() + Change::ALLOCATIONS_MAX * ALLOCATION_BYTES;
+        WRITE_BYTES + IDEMPOTENCY_KEY_LENGTH_MAX + changes * change + bytes
+    }
+}
+
+/// A part of the memory that writes may take together; given back when dropped.
+#[derive(Debug)]
+pub struct Room(OwnedSemaphorePermit);
+
+impl Room {
+    /// `bytes` of `budget`; `None` if it has less.
+    pub fn take(budget: &Arc<Semaphore>, bytes: usize) -> Option<Self> {
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        budget.clone().try_acquire_many_owned(bytes).ok().map(Self)
+    }
+
+    /// Gives back what is more than `bytes`.
+    pub fn shrink_to(&mut self, bytes: usize) {
+        let surplus = self.0.num_permits().saturating_sub(bytes);
+        drop(self.0.split(surplus));
+    }
+}
+
 /// The fields of `GET /v1/status`. `None` is left out of the JSON.
 #[derive(Clone, Debug, Default, serde::Serialize)]
 pub struct Status {
@@ -211,6 +253,8 @@ pub struct Export {
     pub view: View,
     /// The entries, each key once, in no particular order.
     pub entries: tokio::sync::mpsc::Receiver<Result<Option<Vec<Entry>>, ReadError>>,
+    /// How long it may take in all.
+    pub hold_max: Duration,
 }
 
 /// The process behind the API.
@@ -248,8 +292,11 @@ pub trait Backend: Send + Sync + 'static {
 /// Where writes go.
 #[async_trait::async_trait]
 pub trait Writer: Send + Sync + 'static {
-    /// Commits `request` durably, or changes nothing.
-    async fn write(&self, request: WriteRequest) -> Result<Receipt, WriteError>;
+    /// Room for a write that takes at most `bytes` of memory, before it is made.
+    fn reserve(&self, bytes: usize) -> Result<Room, WriteError>;
+
+    /// Commits `request` durably, or changes nothing. It takes at most the memory of `room`.
+    async fn write(&self, request: WriteRequest, room: Room) -> Result<Receipt, WriteError>;
 
     /// Most bytes that one request's changes may have when encoded.
     fn batch_bytes_max(&self) -> usize;

@@ -9,7 +9,8 @@ use crate::{
 };
 use std::num::NonZeroUsize;
 
-/// Reads values from `from` on, until there are `limit`, or about `bytes_max` bytes of them.
+/// Reads values from `from` on, until there are `limit`, or about `bytes_max` bytes of them, or
+/// [`database::SCAN_OPERATIONS_MAX`] operations were looked at.
 pub async fn read_entries<E: Runtime>(
     ledger: &Ledger<E>,
     from: u64,
@@ -24,24 +25,15 @@ pub async fn read_entries<E: Runtime>(
             message: format!("family '{family}' has keys, not entries; see /v1/keys"),
         });
     }
-    let (mut entries, mut next, mut bytes) = (Vec::new(), from, 0);
-    while let Some(wanted) = NonZeroUsize::new(limit.saturating_sub(entries.len())) {
-        let page = ledger.entries(next, wanted, bytes_max.saturating_sub(bytes)).await;
-        let (head, page) = page.map_err(|error| match error {
-            database::Error::Pruned => {
-                ReadError::Pruned(format!("operation {next} is no longer held"))
-            }
-            error => ReadError::Internal(error.to_string()),
-        })?;
-        next = page.next;
-        for entry in page.entries {
-            bytes += entry.value.len();
-            entries.push(Entry { name: Name::Location(entry.location), value: entry.value });
-        }
-        if next >= head.checkpoint.size || bytes >= bytes_max {
-            break;
-        }
-    }
-    let head = ledger.head();
-    Ok(Page { view: view(&head), entries, next: next.min(head.checkpoint.size) })
+    let wanted = NonZeroUsize::new(limit).unwrap_or(NonZeroUsize::MIN);
+    // One look: it ends after a bounded number of operations, whatever they are.
+    let page = ledger.entries(from, wanted, bytes_max).await;
+    let (head, page) = page.map_err(|error| match error {
+        database::Error::Pruned => ReadError::Pruned(format!("operation {from} is no longer held")),
+        error => ReadError::Internal(error.to_string()),
+    })?;
+    let named =
+        |entry: database::Entry| Entry { name: Name::Location(entry.location), value: entry.value };
+    let next = page.next.min(head.checkpoint.size);
+    Ok(Page { view: view(&head), entries: page.entries.into_iter().map(named).collect(), next })
 }

@@ -1,6 +1,9 @@
 //! The HTTP API of both daemons: one router over a [`Backend`].
 
 mod backend;
+mod body;
+mod contract;
+mod drain;
 mod entries;
 mod export;
 mod guard;
@@ -11,8 +14,8 @@ mod proofs;
 mod router;
 
 pub use backend::{
-    Backend, ClientStatus, Entry, Export, Name, Page, ReadError, Receipt, Status, View, WriteError,
-    WriteRequest, Writer,
+    Backend, ClientStatus, Entry, Export, Name, Page, ReadError, Receipt, Room, Status, View,
+    WriteError, WriteRequest, Writer,
 };
 pub use entries::read_entries;
 pub use export::stream_export;

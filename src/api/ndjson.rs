@@ -1,6 +1,6 @@
 //! Batches: one JSON object a line.
 
-use super::{Entry, Name, problem::Problem};
+use super::{Entry, Name, WriteRequest, problem::Problem};
 use crate::{
     commit_log::CHANGES_MAX,
     database::types::{Change, KEY_LENGTH_MAX},
@@ -21,10 +21,21 @@ struct Line {
     location: Option<u64>,
 }
 
+/// The most memory that [`parse`] makes of `body`.
+pub fn memory_max(body: &[u8]) -> usize {
+    WriteRequest::memory_max(lines_max(body), body.len())
+}
+
+/// At most so many changes are in `body`.
+fn lines_max(body: &[u8]) -> usize {
+    let ends = body.iter().filter(|byte| **byte == b'\n').count();
+    (ends + 1).min(CHANGES_MAX)
+}
+
 /// Reads a batch: of keys, or of values to append to a log. The problem names the line, counted
 /// from 1.
 pub fn parse(body: &[u8], value_length_max: usize, is_log: bool) -> Result<Vec<Change>, Problem> {
-    let mut changes = Vec::new();
+    let mut changes = Vec::with_capacity(lines_max(body));
     for (index, line) in body.split(|byte| *byte == b'\n').enumerate() {
         if line.trim_ascii().is_empty() {
             continue;
@@ -139,6 +150,34 @@ mod tests {
             Change::Delete { key: vec![255] },
         ];
         assert_eq!(changes, expected);
+    }
+
+    #[test]
+    fn a_batch_takes_no_more_memory_than_is_set_aside_for_it() {
+        let long = format!(
+            "{{\"key_b64\":\"{}\",\"value\":\"{}\"}}\n",
+            "QUJD".repeat(300),
+            "v".repeat(60_000)
+        );
+        for line in [
+            "{\"value\":\"\"}\n",
+            "{\"value_b64\":\"QQ==\"}\n",
+            "{\"key\":\"a\",\"value\":\"\"}\n",
+            "{\"key\":\"a\",\"value\":\"b\"}\n",
+            "{\"key\":\"a\",\"delete\":true}\n",
+            "{\"key\":\"\\u0061\",\"value\":\"\\n\\n\\n\"}\n",
+            long.as_str(),
+        ] {
+            for count in [1, 3, 1000] {
+                let body = line.repeat(count);
+                let is_log = !line.contains("key");
+                let changes = parse(body.as_bytes(), 65_536, is_log).expect(line);
+                let request = WriteRequest { changes, idempotency: None };
+                let (takes, max) = (request.memory(), memory_max(body.as_bytes()));
+                assert!(takes <= max, "{count} of {line} take {takes}, {max} were set aside");
+                assert!(takes >= count * size_of::<Change>());
+            }
+        }
     }
 
     #[test]

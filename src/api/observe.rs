@@ -1,5 +1,6 @@
 //! What every HTTP request leaves behind: a count, a duration, a span.
 
+use super::export::End;
 use crate::{serve::DURATION_BUCKETS, telemetry::context::TracedHistogram};
 use axum::{
     extract::{MatchedPath, Request, State},
@@ -36,6 +37,13 @@ pub struct RouteLabel {
     pub route: String,
 }
 
+/// How an export ended.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct ExportLabel {
+    /// `complete`, `abandoned`, `slow_reader`, `held_too_long`, `draining` or `failed`.
+    pub result: &'static str,
+}
+
 type Durations = Family<RouteLabel, TracedHistogram, fn() -> TracedHistogram>;
 
 /// Metrics of the HTTP API; registered as `syncd_http_*`.
@@ -44,13 +52,15 @@ pub struct Metrics {
     pub requests: Registered<Family<RequestLabel, Counter>>,
     /// Seconds from a request's head to the head of its answer.
     pub duration: Registered<Durations>,
+    /// Exports that ended.
+    pub exports: Registered<Family<ExportLabel, Counter>>,
 }
 
 impl Metrics {
     /// Registers the metrics under `registry`'s name.
     pub fn new(registry: &impl Registry) -> Self {
         let histogram: fn() -> TracedHistogram = || TracedHistogram::new(DURATION_BUCKETS);
-        Self {
+        let metrics = Self {
             requests: registry.register(
                 "requests",
                 "Requests of the HTTP API by route, method and status",
@@ -61,7 +71,21 @@ impl Metrics {
                 "Seconds from the head of a request to the head of its answer",
                 Family::new_with_constructor(histogram),
             ),
+            exports: registry.register(
+                "exports",
+                "Exports that ended, by result; all but complete and abandoned were cut",
+                Family::default(),
+            ),
+        };
+        for end in End::ALL {
+            let _ = metrics.exports.get_or_create(&ExportLabel { result: end.as_str() });
         }
+        metrics
+    }
+
+    /// Counts an export that ended.
+    pub(super) fn count_export(&self, end: End) {
+        self.exports.get_or_create(&ExportLabel { result: end.as_str() }).inc();
     }
 }
 

@@ -8,6 +8,9 @@ use axum::{
 use serde_json::json;
 use std::time::Duration;
 
+/// When to come back after what passes soon.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
 /// An error of the API.
 #[derive(Debug)]
 pub struct Problem {
@@ -47,10 +50,21 @@ impl Problem {
         Self::new(StatusCode::BAD_REQUEST, "malformed", detail)
     }
 
+    /// The process stops.
+    pub fn draining() -> Self {
+        let detail = "this process is stopping; ask again, or another one";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "draining", detail).retry_after(RETRY_AFTER)
+    }
+
     /// Something beyond a limit.
     pub fn too_large(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", detail)
     }
+}
+
+/// Too much at once of what `detail` says.
+pub fn busy(detail: impl Into<String>) -> Problem {
+    Problem::new(StatusCode::TOO_MANY_REQUESTS, "busy", detail).retry_after(RETRY_AFTER)
 }
 
 impl IntoResponse for Problem {

@@ -1,15 +1,19 @@
 //! The routes of the HTTP API.
 
 use super::{
-    Backend, Entry, Export, Metrics, Name, ReadError, Subject, View, WriteRequest, Writer,
+    Backend, Metrics, Name, ReadError, Room, Subject, View, WriteRequest, Writer,
+    body::{self, Bodies, Held},
+    contract,
+    drain::Drain,
+    export::Exports,
     guard::{self, Tokens},
     ndjson, observe,
-    problem::Problem,
+    problem::{Problem, busy},
 };
 use crate::database::types::{Change, Digest, Family, IDEMPOTENCY_KEY_LENGTH_MAX, KEY_LENGTH_MAX};
 use axum::{
     Json, Router,
-    body::{Body, Bytes},
+    body::Body,
     extract::{DefaultBodyLimit, OriginalUri, Path, Query, Request, State},
     http::{HeaderMap, HeaderValue, Method, StatusCode, header},
     middleware::{self, Next},
@@ -17,24 +21,15 @@ use axum::{
     routing::{get, post},
 };
 use commonware_cryptography::{Hasher as _, Sha256};
-use futures::StreamExt as _;
 use serde::Deserialize;
 use std::{net::IpAddr, sync::Arc, time::Duration};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Semaphore, watch};
 use tracing::Instrument as _;
 
 /// Requests worked on at once; more are answered `busy`.
 pub const REQUESTS_AT_ONCE_MAX: usize = 1024;
-/// Exports at once: each remembers the keys it has seen.
-pub const EXPORTS_AT_ONCE_MAX: usize = 1;
-/// How long a request's body may take to arrive.
-pub const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long anything but an export may take in all.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(120);
-/// Bytes of bodies that are held at once; more are answered `busy`.
-pub const BODIES_BYTES_MAX: usize = 64 * 1024 * 1024;
-/// How long the reader of an export may not read.
-pub const EXPORT_STALL_MAX: Duration = Duration::from_secs(30);
 /// Values in one page of a log, unless a read asks for another number.
 const ENTRIES_DEFAULT: usize = 100;
 /// Most values in one page of a log.
@@ -43,6 +38,8 @@ pub const ENTRIES_MAX: usize = 1000;
 pub const ENTRIES_BYTES_MAX: usize = 1024 * 1024;
 /// How long a read may wait for a size, at most.
 pub const WAIT_MAX: Duration = Duration::from_secs(60);
+/// Reads that wait for a size at once; more are answered `busy`.
+pub const WAITS_AT_ONCE_MAX: usize = 256;
 /// How long a read waits for a size if it does not say.
 const WAIT_DEFAULT: Duration = Duration::from_secs(10);
 /// Content types of a value. It is kept as it is, whatever it is.
@@ -56,25 +53,32 @@ pub(super) struct Api {
     pub(super) backend: Arc<dyn Backend>,
     pub(super) tokens: Tokens,
     pub(super) address: IpAddr,
-    exports: Arc<Semaphore>,
+    drain: Drain,
+    exports: Exports,
     requests: Arc<Semaphore>,
-    bodies: Arc<Semaphore>,
+    waits: Arc<Semaphore>,
+    bodies: Bodies,
 }
 
-/// The router over `backend`, for a port on `address`.
+/// The router over `backend`, for a port on `address`. Once `draining` is set, what waits for
+/// something else ends.
 pub fn router(
     backend: Arc<dyn Backend>,
     tokens: Tokens,
     address: IpAddr,
     metrics: Metrics,
+    draining: watch::Receiver<bool>,
 ) -> Router {
+    let (drain, metrics) = (Drain::new(draining), Arc::new(metrics));
     let api = Api {
         backend,
         tokens,
         address,
-        exports: Arc::new(Semaphore::new(EXPORTS_AT_ONCE_MAX)),
+        exports: Exports::new(drain.clone(), metrics.clone()),
+        drain,
         requests: Arc::new(Semaphore::new(REQUESTS_AT_ONCE_MAX)),
-        bodies: Arc::new(Semaphore::new(BODIES_BYTES_MAX)),
+        waits: Arc::new(Semaphore::new(WAITS_AT_ONCE_MAX)),
+        bodies: Bodies::default(),
     };
     Router::new()
         .route("/v1/keys/{*key}", get(get_key).put(put_key).delete(delete_key))
@@ -89,6 +93,7 @@ pub fn router(
         .route("/v1/entries", get(entries))
         .route("/v1/entries/{location}", get(entry))
         .route("/v1/operations/{location}", get(operation))
+        .route_layer(middleware::from_fn(contract::check))
         .fallback(|| async {
             Problem::new(StatusCode::NOT_FOUND, "no_such_endpoint", "no such endpoint")
         })
@@ -100,7 +105,7 @@ pub fn router(
         .layer(middleware::from_fn_with_state(api.clone(), guard::guard))
         .layer(DefaultBodyLimit::disable())
         // Last, so that it sees what the others refuse.
-        .layer(middleware::from_fn_with_state(Arc::new(metrics), observe::observe))
+        .layer(middleware::from_fn_with_state(metrics, observe::observe))
         .with_state(api)
 }
 
@@ -117,10 +122,6 @@ async fn limit(State(api): State<Api>, request: Request, next: Next) -> Response
             Problem::new(StatusCode::GATEWAY_TIMEOUT, "timeout", detail).into_response()
         }
     }
-}
-
-fn busy(detail: &str) -> Problem {
-    Problem::new(StatusCode::TOO_MANY_REQUESTS, "busy", detail).retry_after(Duration::from_secs(1))
 }
 
 /// The key in a path: what follows `/v1/keys/`, percent-decoded, slashes included. Taken from the
@@ -213,7 +214,18 @@ async fn wait_for_size(api: &Api, size: u64, timeout: Option<&str>) -> Result<()
         Some(text) => crate::config::duration(text)
             .map_err(|allowed| Problem::malformed(format!("'timeout={text}' is not {allowed}")))?,
     };
-    if api.backend.wait_for_size(size, timeout.min(WAIT_MAX)).await {
+    if api.backend.view().is_some_and(|view| view.size >= size) {
+        return Ok(());
+    }
+    let Ok(_place) = api.waits.try_acquire() else {
+        return Err(busy("too many requests wait for a size at once"));
+    };
+    let reached = tokio::select! {
+        biased;
+        () = api.drain.begun() => return Err(Problem::draining()),
+        reached = api.backend.wait_for_size(size, timeout.min(WAIT_MAX)) => reached,
+    };
+    if reached {
         return Ok(());
     }
     let now = api.backend.view().map_or(0, |view| view.size);
@@ -262,12 +274,6 @@ fn demand_content_type(headers: &HeaderMap, allowed: &[&str]) -> Result<(), Prob
     Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "content_type", detail))
 }
 
-/// A body, and its part in what all bodies may hold.
-struct Held {
-    body: Bytes,
-    _room: OwnedSemaphorePermit,
-}
-
 /// Reads a body of at most `max` bytes, in bounded time.
 async fn read_body(
     api: &Api,
@@ -275,26 +281,7 @@ async fn read_body(
     body: Body,
     max: usize,
 ) -> Result<Held, Problem> {
-    let length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
-    let length = length.and_then(|value| value.parse().ok()).map_or(max, |length: usize| length);
-    if length > max {
-        return Err(Problem::too_large(format!("the body is larger than {max} bytes")));
-    }
-    let room = u32::try_from(length).unwrap_or(u32::MAX);
-    let room = api.bodies.clone().try_acquire_many_owned(room);
-    let room = room.map_err(|_| busy("too many large bodies at once"))?;
-    let reading = axum::body::to_bytes(body, max);
-    match tokio::time::timeout(BODY_TIMEOUT, reading).await {
-        Ok(Ok(body)) => Ok(Held { body, _room: room }),
-        Ok(Err(error)) if error.to_string().contains("length limit") => {
-            Err(Problem::too_large(format!("the body is larger than {max} bytes")))
-        }
-        Ok(Err(error)) => Err(Problem::malformed(format!("the body cannot be read: {error}"))),
-        Err(_) => {
-            let detail = format!("the body did not arrive within {BODY_TIMEOUT:?}");
-            Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "timeout", detail))
-        }
-    }
+    body::read(&api.bodies, &api.drain, headers, body, max).await
 }
 
 /// The idempotency key, with a digest of all that the request says.
@@ -320,14 +307,24 @@ fn idempotency(
     Ok(Some((key.to_vec(), Digest(digest))))
 }
 
+/// Commits one change.
+async fn commit_one(
+    writer: Arc<dyn Writer>,
+    change: Change,
+    idempotency: Option<(Vec<u8>, Digest)>,
+) -> Result<Response, Problem> {
+    let request = WriteRequest { changes: vec![change], idempotency };
+    let room = writer.reserve(request.memory())?;
+    commit(writer, request, room).await
+}
+
 /// Commits; a connection that closes meanwhile does not call it off half way.
 async fn commit(
     writer: Arc<dyn Writer>,
-    changes: Vec<Change>,
-    idempotency: Option<(Vec<u8>, Digest)>,
+    request: WriteRequest,
+    room: Room,
 ) -> Result<Response, Problem> {
-    let request = WriteRequest { changes, idempotency };
-    let work = tokio::spawn(async move { writer.write(request).await }.in_current_span());
+    let work = tokio::spawn(async move { writer.write(request, room).await }.in_current_span());
     let receipt = work.await.map_err(|_| {
         Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the write was aborted")
     })??;
@@ -344,8 +341,8 @@ async fn put_key(
     let key = key_of(uri.path())?;
     demand_content_type(&headers, VALUE_TYPES)?;
     let value = read_body(&api, &headers, body, writer.value_length_max()).await?;
-    let idempotency = idempotency(&headers, "PUT", uri.path(), &value.body)?;
-    commit(writer, vec![Change::Put { key, value: value.body.to_vec() }], idempotency).await
+    let idempotency = idempotency(&headers, "PUT", uri.path(), &value.bytes)?;
+    commit_one(writer, Change::Put { key, value: value.bytes }, idempotency).await
 }
 
 async fn delete_key(
@@ -356,7 +353,7 @@ async fn delete_key(
     let writer = writer(&api)?;
     let key = key_of(uri.path())?;
     let idempotency = idempotency(&headers, "DELETE", uri.path(), b"")?;
-    commit(writer, vec![Change::Delete { key }], idempotency).await
+    commit_one(writer, Change::Delete { key }, idempotency).await
 }
 
 async fn batch(
@@ -370,10 +367,12 @@ async fn batch(
     let max = writer.batch_bytes_max() * BODY_FACTOR;
     let held = read_body(&api, &headers, body, max).await?;
     let is_log = api.backend.status().family == Some(Family::Keyless);
-    let changes = ndjson::parse(&held.body, writer.value_length_max(), is_log)?;
-    let idempotency = idempotency(&headers, "POST", uri.path(), &held.body)?;
+    // Before they are made: changes may take much more memory than their text.
+    let room = writer.reserve(ndjson::memory_max(&held.bytes))?;
+    let changes = ndjson::parse(&held.bytes, writer.value_length_max(), is_log)?;
+    let idempotency = idempotency(&headers, "POST", uri.path(), &held.bytes)?;
     drop(held);
-    commit(writer, changes, idempotency).await
+    commit(writer, WriteRequest { changes, idempotency }, room).await
 }
 
 async fn append(
@@ -385,8 +384,8 @@ async fn append(
     let writer = writer(&api)?;
     demand_content_type(&headers, VALUE_TYPES)?;
     let value = read_body(&api, &headers, body, writer.value_length_max()).await?;
-    let idempotency = idempotency(&headers, "POST", uri.path(), &value.body)?;
-    commit(writer, vec![Change::Append { value: value.body.to_vec() }], idempotency).await
+    let idempotency = idempotency(&headers, "POST", uri.path(), &value.bytes)?;
+    commit_one(writer, Change::Append { value: value.bytes }, idempotency).await
 }
 
 async fn checkpoint(State(api): State<Api>) -> Result<Response, Problem> {
@@ -478,59 +477,7 @@ async fn operation(
 }
 
 async fn export(State(api): State<Api>) -> Result<Response, Problem> {
-    let permit = api.exports.clone().try_acquire_owned().map_err(|_| ReadError::Busy {
-        message: "another export is running".into(),
-        retry_after: Duration::from_secs(5),
-    })?;
-    let Export { view, entries } = api.backend.export().await?;
-    let (pages, received) = tokio::sync::mpsc::channel(1);
-    tokio::spawn(pump_export(entries, pages, permit));
-    let mut response = Response::new(Body::from_stream(export_lines(received)));
-    let kind = HeaderValue::from_static("application/x-ndjson");
-    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    let (view, mut response) = api.exports.start(api.backend.as_ref()).await?;
     add_view(response.headers_mut(), &view);
     Ok(response)
-}
-
-/// Pages of an export on their way to a reader.
-type Pages = tokio::sync::mpsc::Receiver<Result<Option<Vec<Entry>>, ReadError>>;
-
-/// Hands pages on, and gives the place for exports back when the reader is done or stalls: then
-/// the channel closes before its end, which cuts the body short.
-async fn pump_export(
-    mut entries: Pages,
-    pages: tokio::sync::mpsc::Sender<Result<Option<Vec<Entry>>, ReadError>>,
-    _permit: OwnedSemaphorePermit,
-) {
-    while let Some(page) = entries.recv().await {
-        match tokio::time::timeout(EXPORT_STALL_MAX, pages.send(page)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(_)) => return,
-            Err(_) => {
-                tracing::warn!(
-                    "an export was cut: its reader did not read for {EXPORT_STALL_MAX:?}"
-                );
-                return;
-            }
-        }
-    }
-}
-
-/// The lines of an export. An error, or an end that was not announced, cuts the body short, which
-/// HTTP shows as an incomplete one.
-fn export_lines(pages: Pages) -> impl futures::Stream<Item = Result<Bytes, ReadError>> {
-    let lines = futures::stream::unfold(Some(pages), |pages| async move {
-        let mut pages = pages?;
-        match pages.recv().await {
-            Some(Ok(Some(page))) => {
-                let mut lines = Vec::new();
-                page.iter().for_each(|entry| ndjson::write(entry, &mut lines));
-                Some((Ok(Bytes::from(lines)), Some(pages)))
-            }
-            Some(Ok(None)) => None,
-            Some(Err(error)) => Some((Err(error), None)),
-            None => Some((Err(ReadError::Internal("the export was cut".into())), None)),
-        }
-    });
-    lines.filter(|page| std::future::ready(!matches!(page, Ok(lines) if lines.is_empty())))
 }

@@ -86,10 +86,15 @@ impl<E: Runtime> Backend for ClientBackend<E> {
     }
 
     async fn export(&self) -> Result<Export, ReadError> {
-        let ledger = self.readable()?;
-        let (head, exporter, hold) = ledger.export().await;
-        let view = self.replica.view_of(&head, self.context.current());
-        Ok(stream_export(view, exporter, hold))
+        loop {
+            let ledger = self.readable()?;
+            let (head, exporter, hold) = ledger.export().await;
+            // From here on its generation is kept, unless it was replaced just before.
+            if !self.replaced(&ledger) {
+                let view = self.replica.view_of(&head, self.context.current());
+                return Ok(stream_export(view, exporter, hold));
+            }
+        }
     }
 
     fn writer(&self) -> Option<Arc<dyn Writer>> {

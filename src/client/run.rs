@@ -15,7 +15,7 @@ use crate::{
         default_storage_dir, parse_or_exit,
     },
     daemon::{self, Failure, Ground},
-    exit, keys,
+    exit, http, keys,
     lifecycle::{Health, Shutdown},
     link::Connector,
     replicate::state_sync,
@@ -175,8 +175,9 @@ async fn run(
     let health = Health::default();
     let addresses =
         [("api", daemon::local_address(&api)?), ("metrics", daemon::local_address(&metrics)?)];
-    daemon::serve_admin(&context, metrics, health.clone(), spans);
     let registry = context.child("syncd");
+    let connections = Arc::new(http::Metrics::new(&registry.child("http")));
+    daemon::serve_admin(&context, metrics, health.clone(), spans, connections.clone());
     let _build = daemon::build_info(&registry);
     let trust = tokio::select! {
         trust = wait_for_trust(&config) => trust?,
@@ -187,9 +188,10 @@ async fn run(
     let tokens = daemon::load_tokens(None, config.read_token.as_ref())?;
     let backend = Arc::new(ClientBackend::new(context.child("api"), core.replica.clone()));
     let (stop, stopped) = watch::channel(false);
-    let http = api::Metrics::new(&registry.child("http"));
-    let router = api::router(backend, tokens.clone(), config.api.ip(), http);
-    let serving = daemon::serve_api(api, router, stopped);
+    let requests = api::Metrics::new(&registry.child("http"));
+    let address = config.api.ip();
+    let router = api::router(backend, tokens.clone(), address, requests, stopped.clone());
+    let serving = daemon::serve_api(api, router, stopped, connections);
     set_ready(&health, &context, &core.replica, &config);
     daemon::write_endpoints(&config.storage_dir, &addresses)?;
     tracing::info!(

@@ -15,6 +15,9 @@ use ureq::{
 /// Largest answer that is read into memory; a larger one is an error.
 const ANSWER_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
+/// Longest time to come back that is believed, so that no answer can overflow a clock.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(86_400);
+
 /// A way to one API.
 #[derive(Clone)]
 pub struct Api {
@@ -182,7 +185,7 @@ impl Api {
         let retry_after = headers
             .get("retry-after")
             .and_then(|value| value.to_str().ok()?.parse().ok())
-            .map(Duration::from_secs);
+            .map(|seconds: u64| Duration::from_secs(seconds).min(RETRY_AFTER_MAX));
         let mut body = Vec::new();
         response
             .body_mut()

@@ -6,13 +6,21 @@ use crate::{
     exit,
 };
 use clap::Args;
+use serde_json::Value;
 use std::{
+    collections::VecDeque,
     path::PathBuf,
     time::{Duration, Instant},
 };
 
 /// How often is asked.
 const ASK_INTERVAL: Duration = Duration::from_millis(100);
+/// How often is asked until both sides were seen at the same commit.
+const COMPARE_INTERVAL: Duration = Duration::from_millis(5);
+/// For how long that is tried.
+const COMPARE_MAX: Duration = Duration::from_secs(5);
+/// States of each side that are remembered.
+const SEEN_MAX: usize = 256;
 /// How long one answer may take, so that one that does not come does not outlast the deadline by much.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
 
@@ -22,7 +30,8 @@ pub struct WaitArgs {
     /// URL of the client's API
     #[arg(long, env = "SYNCD_API", default_value = CLIENT_API)]
     api: String,
-    /// URL of the server's API: wait for the size that it has now
+    /// URL of the server's API: wait for the commit that it is at now, and compare database and
+    /// root
     #[arg(long, env = "SYNCD_SERVER_API")]
     server_api: Option<String>,
     /// Wait for this size
@@ -36,7 +45,8 @@ pub struct WaitArgs {
     token_file: Option<PathBuf>,
 }
 
-/// Waits until the client has caught up.
+/// Waits until the client has caught up. With `--server-api` it is the same database, at the same
+/// commit with the same root.
 pub fn run(args: &WaitArgs) -> Result<(), Failure> {
     let api = |flag: &'static str, url: &str| {
         let args = ApiArgs {
@@ -49,48 +59,178 @@ pub fn run(args: &WaitArgs) -> Result<(), Failure> {
     let client = api("--api", &args.api)?;
     let server = args.server_api.as_deref().map(|url| api("--server-api", url)).transpose()?;
     let deadline = Instant::now() + args.timeout;
-    let mut size = args.size;
+    let mut wait = Wait::new(client, server, args.size);
     loop {
-        let failure = match look(&client, server.as_ref(), &mut size) {
-            Ok(line) => return print_line(line),
+        let (failure, pause) = match wait.look() {
+            Ok(Look::CaughtUp(line)) => return print_line(line),
+            Ok(Look::Compare(text)) => (Failure::new(exit::TEMPORARY, text), COMPARE_INTERVAL),
             // What is refused now will be refused later too.
             Err(failure) if failure.code != exit::TEMPORARY => return Err(failure),
-            Err(failure) => failure,
+            Err(failure) => (failure, ASK_INTERVAL),
         };
         if Instant::now() >= deadline {
             let text = format!("not caught up within {:?}: {failure}", args.timeout);
             return Err(Failure::new(exit::TEMPORARY, text));
         }
-        std::thread::sleep(ASK_INTERVAL);
+        std::thread::sleep(pause);
     }
 }
 
-/// Looks once. The size to wait for is the server's when it first answered, if it is not given.
-fn look(client: &Api, server: Option<&Api>, size: &mut Option<u64>) -> Result<String, Failure> {
-    if let (Some(server), None) = (server, *size) {
-        *size = status::ask(server)?["size"].as_u64();
-        if size.is_none() {
-            return Err(Failure::new(exit::DATA, format!("{} has no size", server.base())));
+/// A state as an API tells it.
+#[derive(Clone)]
+struct State {
+    database: String,
+    size: u64,
+    sequence: u64,
+    root: String,
+}
+
+impl State {
+    /// The state in a status; `None` where there is none yet.
+    fn of(status: &Value) -> Option<Self> {
+        Some(Self {
+            database: status["database"].as_str()?.into(),
+            size: status["size"].as_u64()?,
+            sequence: status["sequence"].as_u64()?,
+            root: status["root"].as_str()?.into(),
+        })
+    }
+}
+
+/// What one look found, where nothing is wrong.
+enum Look {
+    /// The client has what was waited for.
+    CaughtUp(String),
+    /// It is far enough, but both sides were not yet seen at the same commit.
+    Compare(String),
+}
+
+/// What is waited for, and what was seen.
+struct Wait {
+    client: Api,
+    server: Option<Api>,
+    size: Option<u64>,
+    /// The server's state when it first answered.
+    target: Option<State>,
+    /// Roots by sequence, of both sides.
+    theirs: VecDeque<(u64, String)>,
+    ours: VecDeque<(u64, String)>,
+    /// Since when the client is far enough.
+    far_enough: Option<Instant>,
+}
+
+impl Wait {
+    fn new(client: Api, server: Option<Api>, size: Option<u64>) -> Self {
+        let (theirs, ours) = (VecDeque::new(), VecDeque::new());
+        Self { client, server, size, target: None, theirs, ours, far_enough: None }
+    }
+
+    /// Looks once at both sides.
+    fn look(&mut self) -> Result<Look, Failure> {
+        if let Some(server) = &self.server {
+            let state = State::of(&status::ask(server)?).ok_or_else(|| {
+                let text = format!("{} has no state yet", server.base());
+                Failure::new(exit::TEMPORARY, text)
+            })?;
+            remember(&mut self.theirs, &state);
+            self.target.get_or_insert(state);
+        }
+        let status = status::ask(&self.client)?;
+        if status["role"] == "server" {
+            let allowed = format!("the API of a client, like {CLIENT_API}; this is a server's");
+            return Err(invalid("--api", self.client.base(), allowed).into());
+        }
+        let state = State::of(&status);
+        if let Some(state) = &state {
+            remember(&mut self.ours, state);
+            self.check_database(state)?;
+        }
+        let both = self.seen_at_both()?;
+        let state = self.caught_up(&status, state)?;
+        let line = format!("{} operations, root {}", state.size, state.root);
+        let must_compare = self.size.is_none() && self.server.is_some();
+        if !must_compare || both {
+            return Ok(Look::CaughtUp(line));
+        }
+        if self.far_enough.get_or_insert_with(Instant::now).elapsed() >= COMPARE_MAX {
+            let why = "roots not compared: the server commits faster than both can be asked";
+            return Ok(Look::CaughtUp(format!("{line} ({why})")));
+        }
+        Ok(Look::Compare(format!("{line}, not yet seen at a commit that the server was seen at")))
+    }
+
+    /// The identity says whether the client replicates that server at all.
+    fn check_database(&self, state: &State) -> Result<(), Failure> {
+        let (Some(server), Some(target)) = (&self.server, &self.target) else { return Ok(()) };
+        if state.database == target.database {
+            return Ok(());
+        }
+        let text = format!(
+            "{} replicates database {}; {} has database {}",
+            self.client.base(),
+            state.database,
+            server.base(),
+            target.database
+        );
+        Err(Failure::new(exit::DATA, text))
+    }
+
+    /// Whether both sides were seen at the same commit, not before the target; their roots are
+    /// equal then.
+    fn seen_at_both(&self) -> Result<bool, Failure> {
+        let Some(target) = &self.target else { return Ok(false) };
+        let mut both = false;
+        for (sequence, root) in &self.ours {
+            let Some((_, other)) = self.theirs.iter().find(|(theirs, _)| theirs == sequence) else {
+                continue;
+            };
+            if root != other {
+                let text = format!(
+                    "at commit {sequence} the client has root {root}, the server has root {other}: these are two histories"
+                );
+                return Err(Failure::new(exit::DATA, text));
+            }
+            both |= *sequence >= target.sequence;
+        }
+        Ok(both)
+    }
+
+    /// The client's state, if that is far enough and lags behind nothing.
+    fn caught_up(&self, status: &Value, state: Option<State>) -> Result<State, Failure> {
+        let phase = status["state"].as_str().unwrap_or_default();
+        let live = phase == "following" || phase == "polling";
+        let target = self.target.as_ref();
+        let size = self.size.or(target.map(|target| target.size)).unwrap_or(1);
+        let sequence = target.filter(|_| self.size.is_none()).map_or(0, |target| target.sequence);
+        let has = state.as_ref().map_or(0, |state| state.size);
+        match state {
+            Some(state)
+                if live
+                    && status["lag_operations"].as_u64() == Some(0)
+                    && state.size >= size
+                    && state.sequence >= sequence =>
+            {
+                Ok(state)
+            }
+            _ => {
+                let wanted = status["target_size"].as_u64().unwrap_or(0).max(size);
+                let text = format!("{phase}, {has} of {wanted} operations");
+                Err(Failure::new(exit::TEMPORARY, text))
+            }
         }
     }
-    caught_up(client, size.unwrap_or(1))
 }
 
-/// A line about the state if the client has at least `size` operations and lags behind nothing.
-fn caught_up(client: &Api, size: u64) -> Result<String, Failure> {
-    let status = status::ask(client)?;
-    if status["role"] == "server" {
-        let allowed = format!("the API of a client, like {CLIENT_API}; this is a server's");
-        return Err(invalid("--api", client.base(), allowed).into());
+/// Keeps the newest states of a side.
+fn remember(seen: &mut VecDeque<(u64, String)>, state: &State) {
+    if seen
+        .back()
+        .is_some_and(|(sequence, root)| (*sequence, root) == (state.sequence, &state.root))
+    {
+        return;
     }
-    let number = |name: &str| status[name].as_u64();
-    let has = number("size").unwrap_or(0);
-    let state = status["state"].as_str().unwrap_or_default();
-    let live = state == "following" || state == "polling";
-    if live && number("lag_operations") == Some(0) && has >= size {
-        let root = status["root"].as_str().unwrap_or("-");
-        return Ok(format!("{has} operations, root {root}"));
+    if seen.len() == SEEN_MAX {
+        seen.pop_front();
     }
-    let wanted = number("target_size").unwrap_or(0).max(size);
-    Err(Failure::new(exit::TEMPORARY, format!("{state}, {has} of {wanted} operations")))
+    seen.push_back((state.sequence, state.root.clone()));
 }

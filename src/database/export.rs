@@ -46,6 +46,11 @@ impl Exporter {
         Self { database, size, floor, position, is_log, seen: HashSet::new() }
     }
 
+    /// Operations of the state.
+    pub const fn operations(&self) -> u64 {
+        self.size - self.floor
+    }
+
     /// The next entries: of keys in no particular order, of a log of values as they were appended;
     /// `None` at the end.
     pub async fn next(&mut self) -> Result<Option<Vec<Entry>>, Error> {

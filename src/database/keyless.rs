@@ -28,7 +28,7 @@ pub(super) const FLOOR: Location = Location::new(0);
 /// Operations read at a time: what one read may take of memory beyond what is returned.
 const READ_OPERATIONS: u64 = 64;
 /// Operations looked at for one page, so that a run of empty commits ends.
-const SCAN_OPERATIONS_MAX: u64 = 4096;
+pub const SCAN_OPERATIONS_MAX: u64 = 4096;
 
 type Db<E, H> = keyless::Db<Merkle, E, Record, H, Strategy>;
 pub(super) type Op = keyless::Operation<Merkle, Record>;

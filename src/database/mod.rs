@@ -30,6 +30,7 @@ pub use closed::Closed;
 pub use export::{Exporter, PAGE_OPERATIONS};
 pub use generation::{Generations, partitions};
 pub use hash::hash_key;
+pub use keyless::SCAN_OPERATIONS_MAX;
 pub use open::{OpenAt, open, state_sync};
 pub use source::{FetchError, Fetched, Fetcher, Verdict};
 pub(crate) use storage::PAGE_SIZE as LOG_PAGE_SIZE;

@@ -187,7 +187,33 @@ pub enum Change {
     },
 }
 
+/// The most that the allocator takes for a piece of memory beyond what was asked for.
+pub const ALLOCATION_BYTES: usize = 32;
+
+/// What `capacity` bytes take of the heap.
+const fn allocated(capacity: usize) -> usize {
+    // A word of the allocator's own, pieces of 16 bytes, the smallest of 32.
+    match (capacity + 8).next_multiple_of(16) {
+        _ if capacity == 0 => 0,
+        bytes if bytes < 32 => 32,
+        bytes => bytes,
+    }
+}
+
 impl Change {
+    /// Pieces of memory that a change has at most.
+    pub const ALLOCATIONS_MAX: usize = 2;
+
+    /// Bytes that it takes of the heap.
+    pub const fn heap_bytes(&self) -> usize {
+        match self {
+            Self::Put { key, value } => allocated(key.capacity()) + allocated(value.capacity()),
+            Self::Delete { key: bytes } | Self::Append { value: bytes } => {
+                allocated(bytes.capacity())
+            }
+        }
+    }
+
     /// The key this change is about, if it has one.
     pub fn key(&self) -> Option<&[u8]> {
         match self {

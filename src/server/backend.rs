@@ -3,8 +3,8 @@
 use super::publisher::{Handle, Source};
 use crate::{
     api::{
-        Backend, Export, Page, ReadError, Receipt, Status, Subject, View, WriteError, WriteRequest,
-        Writer, prove, read_entries, stream_export,
+        Backend, Export, Page, ReadError, Receipt, Room, Status, Subject, View, WriteError,
+        WriteRequest, Writer, prove, read_entries, stream_export,
     },
     checkpoint::{Rotations, SignedCheckpoint},
     database::types::Mode,
@@ -120,14 +120,21 @@ impl<E: Runtime> Backend for ServerBackend<E> {
     }
 }
 
+impl ServerWriter {
+    fn handle(&self) -> Result<Arc<Handle>, WriteError> {
+        let stopping = || WriteError::Unavailable("the server is stopping".into());
+        self.publisher.load_full().ok_or_else(stopping)
+    }
+}
+
 #[async_trait::async_trait]
 impl Writer for ServerWriter {
-    async fn write(&self, request: WriteRequest) -> Result<Receipt, WriteError> {
-        let publisher = self.publisher.load_full();
-        match publisher {
-            Some(publisher) => publisher.write(request, Source::Api).await,
-            None => Err(WriteError::Unavailable("the server is stopping".into())),
-        }
+    fn reserve(&self, bytes: usize) -> Result<Room, WriteError> {
+        self.handle()?.reserve(bytes)
+    }
+
+    async fn write(&self, request: WriteRequest, room: Room) -> Result<Receipt, WriteError> {
+        self.handle()?.write_in(room, request, Source::Api).await
     }
 
     fn batch_bytes_max(&self) -> usize {

@@ -9,7 +9,7 @@ use super::{
     metrics::{Metrics, SourceLabel},
 };
 use crate::{
-    api::{Receipt, WriteError, WriteRequest},
+    api::{Receipt, Room, WriteError, WriteRequest},
     checkpoint::{Checkpoint, SignedCheckpoint, unix_ms},
     commit_log::{CHANGES_MAX, Commit, IDEMPOTENCY_ENTRIES_MAX, IdempotencyEntry},
     database::{
@@ -29,12 +29,12 @@ use std::{
     sync::Arc,
     time::{Duration, SystemTime},
 };
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tracing::{Instrument as _, Span, field::Empty};
 
 /// How often log and database are looked after.
 const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(1);
-/// Bytes of changes that may wait in the queue.
+/// Bytes of memory that write requests may take while they are read and while they wait.
 pub const QUEUE_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// When a writer should come back that met a full queue.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -59,7 +59,7 @@ struct Submission {
     answer: Answer,
     /// The work that waits for it.
     span: Span,
-    _waits: OwnedSemaphorePermit,
+    _room: Room,
 }
 
 /// The way to the publisher.
@@ -85,13 +85,29 @@ impl Handle {
         request: WriteRequest,
         source: Source,
     ) -> Result<Receipt, WriteError> {
+        self.check(&request)?;
+        let room = self.reserve(request.memory())?;
+        self.write_in(room, request, source).await
+    }
+
+    /// Room for a write that takes at most `bytes` of memory.
+    pub fn reserve(&self, bytes: usize) -> Result<Room, WriteError> {
+        let room = Room::take(&self.queue_bytes, bytes);
+        room.ok_or(WriteError::Busy { retry_after: RETRY_AFTER })
+    }
+
+    /// As [`Handle::write`], in room that was reserved before.
+    pub async fn write_in(
+        &self,
+        mut room: Room,
+        request: WriteRequest,
+        source: Source,
+    ) -> Result<Receipt, WriteError> {
         let bytes = self.check(&request)?;
-        let busy = WriteError::Busy { retry_after: RETRY_AFTER };
-        let room = u32::try_from(bytes).unwrap_or(u32::MAX);
-        let waits = self.queue_bytes.clone().try_acquire_many_owned(room).map_err(|_| busy)?;
+        room.shrink_to(request.memory());
         let (answer, answered) = oneshot::channel();
         let submission =
-            Submission { request, bytes, source, answer, span: Span::current(), _waits: waits };
+            Submission { request, bytes, source, answer, span: Span::current(), _room: room };
         self.queue.try_send(submission).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => WriteError::Busy { retry_after: RETRY_AFTER },
             mpsc::error::TrySendError::Closed(_) => {

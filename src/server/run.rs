@@ -8,7 +8,7 @@ use crate::{
     api::{self, Tokens},
     config::server::{Config, from_args},
     daemon::{self, Failure, Ground},
-    exit, keys,
+    exit, http, keys,
     lifecycle::Health,
     serve::Authorized,
     telemetry::{Telemetry, logs::Level, traces::SpanCounts},
@@ -114,10 +114,11 @@ async fn run(
         ("api", daemon::local_address(&api)?),
         ("metrics", daemon::local_address(&metrics)?),
     ];
-    daemon::serve_admin(&context, metrics, health.clone(), spans);
+    let registry = context.child("syncd");
+    let connections = Arc::new(http::Metrics::new(&registry.child("http")));
+    daemon::serve_admin(&context, metrics, health.clone(), spans, connections.clone());
     let authorized = load_authorized(&config)?;
     let tokens = daemon::load_tokens(config.api_token.as_ref(), config.read_token.as_ref())?;
-    let registry = context.child("syncd");
     let _build = daemon::build_info(&registry);
     let public = (identity.public_key(), publisher.public_key());
     let setup = setup(&config, identity, publisher, authorized.clone());
@@ -145,9 +146,9 @@ async fn run(
     });
     let (stop, stopped) = watch::channel(false);
     let api_host = config.api.ip();
-    let http = api::Metrics::new(&registry.child("http"));
-    let router = api::router(backend, tokens.clone(), api_host, http);
-    let serving = daemon::serve_api(api, router, stopped);
+    let requests = api::Metrics::new(&registry.child("http"));
+    let router = api::router(backend, tokens.clone(), api_host, requests, stopped.clone());
+    let serving = daemon::serve_api(api, router, stopped, connections);
     health.set_ready(Arc::new(|| Ok(())));
     daemon::write_endpoints(&config.storage_dir, &addresses)?;
     announce(&core, &addresses);

@@ -1,1 +1,320 @@
 //! HTTP requests whose meaning must not be dropped, and callers that hold on to what they got.
+
+use crate::common::{BYTES, Daemon, NDJSON, get, numbered, send, syncctl, try_get, wait_for};
+use rustix::{
+    net::{AddressFamily, SocketType, connect, socket, sockopt},
+    process::Signal,
+};
+use std::{
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    time::{Duration, Instant},
+};
+
+/// The `host:port` of a URL.
+fn address(url: &str) -> &str {
+    url.strip_prefix("http://").unwrap()
+}
+
+/// A connection over which `bytes` were sent.
+fn open(url: &str, bytes: &[u8]) -> TcpStream {
+    let mut stream = TcpStream::connect(address(url)).unwrap();
+    stream.write_all(bytes).unwrap();
+    stream
+}
+
+/// Everything that comes over a connection until it is closed.
+fn read_all(mut stream: TcpStream) -> String {
+    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer);
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+fn get_head(path: &str) -> Vec<u8> {
+    format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n").into_bytes()
+}
+
+/// Writes `count` values of 50,000 bytes.
+fn write_large(server: &Daemon, count: usize) {
+    let value = "x".repeat(50_000);
+    for n in (0..count).step_by(20) {
+        let line = |n| format!("{{\"key\":\"large-{n}\",\"value\":\"{value}\"}}\n");
+        let body: String = (n..n + 20).map(line).collect();
+        assert_eq!(server.batch(body.as_bytes()).status, 200);
+    }
+}
+
+/// An export of which nothing is read beyond its first bytes.
+fn stalled_export(daemon: &Daemon) -> TcpStream {
+    let mut export = open(&daemon.api, &get_head("/v1/export"));
+    let mut start = [0; 12];
+    export.read_exact(&mut start).unwrap();
+    assert_eq!(&start, b"HTTP/1.1 200");
+    export
+}
+
+#[test]
+fn waits_exports_and_idle_connections_end_when_draining_begins() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = Daemon::server(&directory.path().join("server"), &[]);
+    let client = server.client(&directory.path().join("client"), &[]);
+    write_large(&server, 400);
+    client.wait_equal(&server);
+    for mut daemon in [client, server] {
+        let wait = open(&daemon.api, &get_head("/v1/keys/k?min_size=999999&timeout=60s"));
+        let (export, idle) = (stalled_export(&daemon), open(&daemon.api, b""));
+        let half = open(&daemon.api, b"GET /v1/status HTTP/1.1\r\nhost: ");
+        wait_for("all are connected", || {
+            (daemon.metric("syncd_http_connections{port=\"api\"}") >= 4.0).then_some(())
+        });
+        let started = Instant::now();
+        daemon.signal(Signal::TERM);
+        let answer = read_all(wait);
+        assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+        assert!(answer.contains("\"draining\"") && answer.contains("retry-after: "), "{answer}");
+        let export = read_all(export);
+        assert!(!export.ends_with("0\r\n\r\n"), "a cut export does not look complete");
+        assert_eq!(daemon.wait().code(), Some(0), "{}", daemon.log_tail());
+        // Half a second on a machine that has nothing else to do.
+        assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+        let log = daemon.log_text();
+        assert!(!log.contains("took longer") && log.contains("an export was cut"), "{log}");
+        drop((idle, half));
+    }
+}
+
+#[test]
+fn what_a_request_means_is_honoured_or_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = Daemon::server(&directory.path().join("server"), &[]);
+    let key = format!("{}/v1/keys/lock", server.api);
+    assert_eq!(server.put("lock", b"owner-1").status, 200);
+    let root = server.root();
+    let gzip = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03";
+    type Case<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)], &'a [u8], u16, &'a str);
+    let cases: &[Case<'_>] = &[
+        ("PUT", "/v1/keys/lock", &[("if-none-match", "*")], b"2", 501, "unsupported_condition"),
+        ("PUT", "/v1/keys/lock", &[("if-match", "\"a\"")], b"2", 501, "unsupported_condition"),
+        ("DELETE", "/v1/keys/lock", &[("if-match", "\"a\"")], b"", 501, "unsupported_condition"),
+        ("POST", "/v1/batch", &[("if-match", "*")], b"", 501, "unsupported_condition"),
+        ("PUT", "/v1/keys/lock", &[("content-range", "bytes 0-2/9")], b"2", 400, "content_range"),
+        ("PUT", "/v1/keys/lock", &[("content-encoding", "gzip")], gzip, 415, "content_encoding"),
+        ("POST", "/v1/batch", &[("content-encoding", "zstd")], b"", 415, "content_encoding"),
+        ("PUT", "/v1/keys/lock?ttl=60", &[], b"2", 400, "unknown_parameter"),
+        ("DELETE", "/v1/keys/lock?dry_run=true", &[], b"", 400, "unknown_parameter"),
+        ("POST", "/v1/batch?atomic=false", &[], b"", 400, "unknown_parameter"),
+        ("POST", "/v1/append?at=3", &[], b"", 400, "unknown_parameter"),
+        ("GET", "/v1/keys/lock?min-size=999999", &[], b"", 400, "unknown_parameter"),
+        ("GET", "/v1/keys/lock?prof=true", &[], b"", 400, "unknown_parameter"),
+        ("GET", "/v1/keys/lock?min_size=1&min_size=9", &[], b"", 400, "duplicate_parameter"),
+        ("GET", "/v1/export?prefix=a", &[], b"", 400, "unknown_parameter"),
+        ("GET", "/v1/entries?form=1", &[], b"", 400, "unknown_parameter"),
+        ("GET", "/v1/status?x", &[], b"", 400, "unknown_parameter"),
+        ("GET", "/v1/checkpoint?size=1", &[], b"", 400, "unknown_parameter"),
+        ("GET", "/v1/operations/1?proof=true&at=2", &[], b"", 400, "unknown_parameter"),
+        ("GET", "/v1/keys/lock", &[("if-match", "\"a\"")], b"", 501, "unsupported_condition"),
+        ("GET", "/v1/keys/lock", &[("idempotency-key", "a")], b"", 400, "unsupported_header"),
+        (
+            "GET",
+            "/v1/keys/lock",
+            &[("x-http-method-override", "DELETE")],
+            b"",
+            400,
+            "unsupported_header",
+        ),
+        ("DELETE", "/v1/keys/lock", &[], b"{\"if\":\"owner-2\"}", 400, "unexpected_body"),
+    ];
+    for (method, path, headers, body, status, code) in cases {
+        let mut all = headers.to_vec();
+        match *path {
+            path if path.starts_with("/v1/batch") => all.push(NDJSON),
+            _ if matches!(*method, "PUT" | "POST") => all.push(BYTES),
+            _ => {}
+        }
+        let answer = send(method, &format!("{}{path}", server.api), &all, body);
+        assert_eq!(answer.status, *status, "{method} {path} {headers:?}: {answer:?}");
+        assert_eq!(answer.json()["code"], *code, "{method} {path} {headers:?}");
+    }
+    // What no library sends.
+    for (lines, status) in [
+        ("expect: the impossible\r\ncontent-length: 0", 417),
+        ("idempotency-key: a\r\nidempotency-key: b\r\ncontent-length: 0", 400),
+        ("trailer: if-match\r\ntransfer-encoding: chunked", 400),
+        ("transfer-encoding: gzip, chunked", 400),
+    ] {
+        let head = "PUT /v1/keys/lock HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n";
+        let request = format!("{head}content-type: text/plain\r\n{lines}\r\n\r\n0\r\n\r\n");
+        let answer = read_all(open(&server.api, request.as_bytes()));
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{lines}: {answer}");
+    }
+    assert_eq!(server.root(), root, "nothing was written");
+    // Less than was asked for is never given; more may be.
+    for header in [("range", "bytes=0-1"), ("if-none-match", "*"), ("content-encoding", "identity")]
+    {
+        let answer = send("GET", &key, &[header], b"");
+        assert_eq!((answer.status, answer.body.as_slice()), (200, &b"owner-1"[..]), "{header:?}");
+    }
+    let head = send("HEAD", &format!("{key}?x=1"), &[], b"");
+    assert_eq!(head.status, 400, "HEAD is as GET");
+    // The metrics port serves the same whatever it is asked with.
+    assert_eq!(get(&format!("{}/livez?verbose=1", server.metrics)).status, 200);
+}
+
+/// Connects with a small buffer for what comes back, and asks far ahead without reading.
+fn ask_and_never_read(url: &str, path: &str) -> TcpStream {
+    let target: SocketAddr = address(url).parse().unwrap();
+    let raw = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+    sockopt::set_socket_recv_buffer_size(&raw, 2048).unwrap();
+    connect(&raw, &target).unwrap();
+    let mut stream = TcpStream::from(raw);
+    stream.set_nonblocking(true).unwrap();
+    let _ = stream.write(&get_head(path).repeat(600));
+    stream
+}
+
+/// Callers that pipeline requests and read no answer, or say nothing at all: more than a port has places.
+#[test]
+fn unread_answers_keep_nobody_out() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = Daemon::server(&directory.path().join("server"), &[]);
+    let places = syncd::http::CONNECTIONS_MAX;
+    let timely = |url: &str| {
+        let started = Instant::now();
+        let answer = try_get(url).unwrap_or_else(|| panic!("no answer from {url}"));
+        assert_eq!(answer.status, 200, "{answer:?}");
+        assert!(started.elapsed() < Duration::from_secs(10), "{url}: {:?}", started.elapsed());
+    };
+    for (port, url, path) in
+        [("metrics", &server.metrics, "/metrics"), ("api", &server.api, "/v1/status")]
+    {
+        let flood: Vec<_> = (0..places)
+            .map(|n| match n % 4 {
+                0 => open(url, b""),
+                1 => open(url, b"GET /v1/sta"),
+                _ => ask_and_never_read(url, path),
+            })
+            .collect();
+        for _ in 0..3 {
+            for path in ["livez", "readyz"] {
+                timely(&format!("{}/{path}", server.metrics));
+            }
+            timely(&format!("{}/v1/status", server.api));
+        }
+        let closed: f64 = ["idle", "slow_reader"]
+            .map(|reason| {
+                let labels = format!("{{port=\"{port}\",reason=\"{reason}\"}}");
+                server.metric(&format!("syncd_http_rejected_total{labels}"))
+            })
+            .iter()
+            .sum();
+        assert!(closed > 0.0, "connections of the flood made room on {port}");
+        let open = server.metric(&format!("syncd_http_connections{{port=\"{port}\"}}"));
+        assert!(open <= places as f64, "{open}");
+        drop(flood);
+    }
+    // Answers that nobody takes do not keep a stop waiting either.
+    let flood: Vec<_> =
+        (0..places / 2).map(|_| ask_and_never_read(&server.api, "/v1/status")).collect();
+    let started = Instant::now();
+    server.stop();
+    assert!(started.elapsed() < Duration::from_secs(8), "{:?}", started.elapsed());
+    drop(flood);
+}
+
+/// Bodies that were announced and do not come take no room.
+#[test]
+fn announced_bodies_block_nobody() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = Daemon::server(&directory.path().join("server"), &[]);
+    let announce = |bytes: usize| {
+        let head =
+            "POST /v1/batch HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/x-ndjson\r\n";
+        open(&server.api, format!("{head}content-length: {bytes}\r\n\r\n").as_bytes())
+    };
+    let announced: Vec<_> = (0..20).map(|_| announce(12 << 20)).collect();
+    wait_for("all are connected", || {
+        (server.metric("syncd_http_connections{port=\"api\"}") >= 20.0).then_some(())
+    });
+    assert_eq!(server.put("a", b"1").status, 200);
+    assert_eq!(server.batch(&numbered("many", 0, 10_000)).status, 200);
+    // They are told so, and their connections end.
+    let cut = announced.into_iter().map(read_all).collect::<Vec<_>>();
+    assert!(cut.iter().all(|answer| answer.starts_with("HTTP/1.1 408")), "{cut:?}");
+}
+
+/// Bytes of memory that a process has resident.
+fn resident(process: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+}
+
+/// Batches of the most and smallest changes take much more memory than their text: it is counted.
+#[test]
+fn many_tiny_changes_stay_within_memory() {
+    const BATCHES: usize = 210;
+    const GROWTH_MAX: u64 = 450 << 20;
+    let directory = tempfile::tempdir().unwrap();
+    let server = Daemon::server(&directory.path().join("server"), &["--db", "keyless"]);
+    let before = resident(server.id());
+    let body = "{\"value\":\"\"}\n".repeat(65_536);
+    let head =
+        "POST /v1/batch HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/x-ndjson\r\n";
+    let request = format!("{head}content-length: {}\r\n\r\n{body}", body.len());
+    let (peak, refused) = std::thread::scope(|scope| {
+        let lanes: Vec<_> = (0..6)
+            .map(|_| {
+                scope.spawn(|| {
+                    let sent: Vec<_> =
+                        (0..BATCHES / 6).map(|_| open(&server.api, request.as_bytes())).collect();
+                    // Those that find no room are told at once; the others wait for their commit.
+                    let mut refused = 0;
+                    for mut stream in sent {
+                        stream.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+                        let mut start = [0; 12];
+                        if stream.read_exact(&mut start).is_ok() && &start == b"HTTP/1.1 429" {
+                            refused += 1;
+                        }
+                    }
+                    refused
+                })
+            })
+            .collect();
+        let mut peak = 0;
+        while !lanes.iter().all(std::thread::ScopedJoinHandle::is_finished) {
+            peak = peak.max(resident(server.id()));
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        (peak, lanes.into_iter().map(|lane| lane.join().unwrap()).sum::<usize>())
+    });
+    let growth = peak.saturating_sub(before);
+    println!("{} MiB more, {refused} of {BATCHES} refused", growth >> 20);
+    assert!(growth < GROWTH_MAX, "{} MiB", growth >> 20);
+    assert!(refused > 0, "the queue has a bound");
+}
+
+#[test]
+fn waiting_for_a_client_of_another_database_fails_by_name() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name);
+    let (ours, other) = (Daemon::server(&at("ours"), &[]), Daemon::server(&at("other"), &[]));
+    let client = ours.client(&at("client"), &[]);
+    ours.write_many("a", 2, 10);
+    other.write_many("a", 2, 10);
+    client.wait_equal(&ours);
+    assert_eq!(client.size(), other.size(), "sizes do not tell them apart");
+    let wait = |server: &Daemon| {
+        let (client, server) = (client.api.as_str(), server.api.as_str());
+        let output =
+            syncctl(&["wait", "--api", client, "--server-api", server, "--timeout", "30s"]);
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    assert_eq!(wait(&ours), (Some(0), String::new()));
+    let (code, error) = wait(&other);
+    assert_eq!(code, Some(65), "{error}");
+    for daemon in [&ours, &other] {
+        let database = daemon.status()["database"].as_str().unwrap().to_string();
+        assert!(error.contains(&database), "{error}");
+    }
+}

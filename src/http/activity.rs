@@ -1,0 +1,185 @@
+//! What a connection is doing, as its port sees it.
+
+use axum::body::{Body, Bytes, HttpBody};
+use hyper::body::{Frame, Incoming, SizeHint};
+use std::{
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+/// How long a peer in the middle of something may stand still before it makes room for others.
+pub const STALL_GRACE: Duration = Duration::from_secs(1);
+
+/// Why a connection was closed from this side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reason {
+    /// Nothing was asked over it, or not completely, and its place was needed.
+    Idle,
+    /// Its peer does not take its answer.
+    SlowReader,
+    /// Its peer does not send the body that it announced, and its place was needed.
+    SlowBody,
+}
+
+impl Reason {
+    pub(super) const ALL: [Self; 3] = [Self::Idle, Self::SlowReader, Self::SlowBody];
+
+    pub(super) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Idle => "idle",
+            Self::SlowReader => "slow_reader",
+            Self::SlowBody => "slow_body",
+        }
+    }
+}
+
+/// What one connection is doing. Written by its task, read by its port.
+#[derive(Debug)]
+pub(super) struct Activity {
+    started: Instant,
+    /// Milliseconds from `started` to when bytes last went either way.
+    moved_ms: AtomicU64,
+    is_in_service: AtomicBool,
+    awaits_body: AtomicBool,
+    is_blocked: AtomicBool,
+}
+
+impl Activity {
+    pub(super) fn new() -> Arc<Self> {
+        Arc::new(Self {
+            started: Instant::now(),
+            moved_ms: AtomicU64::new(0),
+            is_in_service: AtomicBool::new(false),
+            awaits_body: AtomicBool::new(false),
+            is_blocked: AtomicBool::new(false),
+        })
+    }
+
+    /// Bytes went either way.
+    pub(super) fn moved(&self) {
+        let ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.moved_ms.store(ms, Ordering::Relaxed);
+    }
+
+    /// Whether an answer waits for the peer.
+    pub(super) fn set_blocked(&self, blocked: bool) {
+        self.is_blocked.store(blocked, Ordering::Relaxed);
+    }
+
+    /// How long nothing has moved.
+    pub(super) fn quiet(&self) -> Duration {
+        let moved = Duration::from_millis(self.moved_ms.load(Ordering::Relaxed));
+        self.started.elapsed().saturating_sub(moved)
+    }
+
+    /// Why the connection may be closed where its place is needed, if it may.
+    pub(super) fn expendable(&self) -> Option<Reason> {
+        if self.is_blocked.load(Ordering::Relaxed) {
+            return (self.quiet() >= STALL_GRACE).then_some(Reason::SlowReader);
+        }
+        if self.awaits_body.load(Ordering::Relaxed) {
+            return (self.quiet() >= STALL_GRACE).then_some(Reason::SlowBody);
+        }
+        (!self.is_in_service.load(Ordering::Relaxed)).then_some(Reason::Idle)
+    }
+
+    /// A request is worked on until the returned value is dropped.
+    pub(super) fn serve(self: &Arc<Self>) -> InService {
+        self.is_in_service.store(true, Ordering::Relaxed);
+        InService(self.clone())
+    }
+}
+
+/// A request that is worked on.
+#[derive(Debug)]
+pub(super) struct InService(Arc<Activity>);
+
+impl Drop for InService {
+    fn drop(&mut self) {
+        self.0.awaits_body.store(false, Ordering::Relaxed);
+        self.0.is_in_service.store(false, Ordering::Relaxed);
+    }
+}
+
+/// The body of a request; notes when its peer is waited for.
+pub(super) struct Received {
+    pub(super) body: Incoming,
+    pub(super) activity: Arc<Activity>,
+}
+
+impl Drop for Received {
+    fn drop(&mut self) {
+        self.activity.awaits_body.store(false, Ordering::Relaxed);
+    }
+}
+
+impl HttpBody for Received {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let frame = Pin::new(&mut self.body).poll_frame(cx);
+        self.activity.awaits_body.store(frame.is_pending(), Ordering::Relaxed);
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// The body of an answer: the request is in service until it was handed over.
+pub(super) struct Sent {
+    pub(super) body: Body,
+    pub(super) _service: InService,
+}
+
+impl HttpBody for Sent {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_who_waits_for_its_peer_makes_room() {
+        let activity = Activity::new();
+        assert_eq!(activity.expendable(), Some(Reason::Idle));
+        let service = activity.serve();
+        assert_eq!(activity.expendable(), None, "a request is worked on");
+        activity.set_blocked(true);
+        assert_eq!(activity.expendable(), None, "not at once");
+        drop(service);
+        activity.set_blocked(false);
+        assert_eq!(activity.expendable(), Some(Reason::Idle));
+    }
+}

@@ -1,0 +1,148 @@
+//! The places of a port: how many connections it has, and which of them makes room for a new one.
+
+use super::{
+    activity::{Activity, Reason},
+    metrics::{Metrics, PortLabel, RejectLabel},
+};
+use commonware_utils::sync::Mutex;
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::AbortHandle,
+};
+
+/// How often a full port is looked at while a connection waits for a place.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+/// How long nothing may move on a connection without a request once the port drains.
+const DRAIN_QUIET_MAX: Duration = Duration::from_millis(250);
+
+/// The connections of a port.
+pub(super) struct Places {
+    port: &'static str,
+    free: Arc<Semaphore>,
+    open: Arc<Mutex<HashMap<u64, Open>>>,
+    next: AtomicU64,
+    metrics: Arc<Metrics>,
+}
+
+/// A connection, and how it is ended.
+struct Open {
+    activity: Arc<Activity>,
+    task: AbortHandle,
+}
+
+/// A connection's place; given back when dropped.
+pub(super) struct Place {
+    id: u64,
+    open: Arc<Mutex<HashMap<u64, Open>>>,
+    metrics: Arc<Metrics>,
+    port: &'static str,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.open.lock().remove(&self.id);
+        self.metrics.connections.get_or_create(&PortLabel { port: self.port }).dec();
+    }
+}
+
+impl Places {
+    pub(super) fn new(port: &'static str, count: usize, metrics: Arc<Metrics>) -> Self {
+        Self {
+            port,
+            free: Arc::new(Semaphore::new(count)),
+            open: Arc::default(),
+            next: AtomicU64::new(0),
+            metrics,
+        }
+    }
+
+    /// A place, as soon as there is one. While there is none, a connection that waits for its peer
+    /// is closed: the one on which nothing has moved for longest.
+    pub(super) async fn take(&self) -> Place {
+        let permit = loop {
+            if let Ok(permit) = self.free.clone().try_acquire_owned() {
+                break permit;
+            }
+            self.make_room();
+            let freed = self.free.clone().acquire_owned();
+            if let Ok(Ok(permit)) = tokio::time::timeout(LOOK_INTERVAL, freed).await {
+                break permit;
+            }
+        };
+        self.metrics.connections.get_or_create(&PortLabel { port: self.port }).inc();
+        Place {
+            id: self.next.fetch_add(1, Ordering::Relaxed),
+            open: self.open.clone(),
+            metrics: self.metrics.clone(),
+            port: self.port,
+            _permit: permit,
+        }
+    }
+
+    /// Runs `connection` in a task of its own that has `place`.
+    pub(super) fn run(
+        &self,
+        place: Place,
+        activity: Arc<Activity>,
+        connection: impl Future<Output = ()> + Send + 'static,
+    ) {
+        let id = place.id;
+        // Before the task can end and look for its entry.
+        let mut open = self.open.lock();
+        let task = tokio::spawn(async move {
+            let _place = place;
+            connection.await;
+        });
+        open.insert(id, Open { activity, task: task.abort_handle() });
+    }
+
+    /// Counts a connection that was closed from this side.
+    pub(super) fn count(metrics: &Metrics, port: &'static str, reason: Reason) {
+        let label = RejectLabel { port, reason: reason.as_str() };
+        metrics.rejected.get_or_create(&label).inc();
+    }
+
+    fn make_room(&self) {
+        let mut open = self.open.lock();
+        let expendable = open.iter().filter_map(|(id, connection)| {
+            let reason = connection.activity.expendable()?;
+            Some((connection.activity.quiet(), *id, reason))
+        });
+        let Some((quiet, id, reason)) = expendable.max_by_key(|(quiet, ..)| *quiet) else { return };
+        if let Some(connection) = open.remove(&id) {
+            connection.task.abort();
+            Self::count(&self.metrics, self.port, reason);
+            tracing::debug!(
+                port = self.port,
+                reason = reason.as_str(),
+                quiet_ms = quiet.as_millis(),
+                "a connection made room for another"
+            );
+        }
+    }
+
+    /// Ends what would keep a draining port waiting for its peer: connections without a request,
+    /// and answers that nobody takes.
+    pub(super) fn end_quiet(&self) {
+        self.open.lock().retain(|_, connection| {
+            let ends = match connection.activity.expendable() {
+                Some(Reason::Idle) => connection.activity.quiet() >= DRAIN_QUIET_MAX,
+                Some(Reason::SlowReader) => true,
+                Some(Reason::SlowBody) | None => false,
+            };
+            if ends {
+                connection.task.abort();
+            }
+            !ends
+        });
+    }
+}
