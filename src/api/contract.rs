@@ -127,6 +127,7 @@ fn examine(path: &str, method: &Method, uri: &Uri, headers: &HeaderMap) -> Resul
     check_parameters(route, uri)?;
     check_headers(name == "GET", headers)?;
     check_coding(headers)?;
+    check_transfer(headers)?;
     check_expectation(headers)?;
     check_body(method, headers)
 }
@@ -184,6 +185,18 @@ fn check_coding(headers: &HeaderMap) -> Result<(), Problem> {
                 return Err(Problem::new(status, "content_encoding", detail)
                     .header(header::ACCEPT_ENCODING, HeaderValue::from_static("identity")));
             }
+        }
+    }
+    Ok(())
+}
+
+/// How a body is framed is undone below; a coding beyond that would become part of it.
+fn check_transfer(headers: &HeaderMap) -> Result<(), Problem> {
+    for value in headers.get_all(header::TRANSFER_ENCODING) {
+        if !value.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked") {
+            let coding = value.to_str().unwrap_or("(unreadable)");
+            let detail = format!("transfer coding '{coding}'; only 'chunked' is taken");
+            return Err(Problem::new(NOT_IMPLEMENTED, "transfer_encoding", detail));
         }
     }
     Ok(())
@@ -265,6 +278,8 @@ mod tests {
                 assert_eq!(code(route, "", &headers), "content_encoding", "{at}");
             }
             assert_eq!(code(route, "", &[("content-encoding", "Identity")]), "", "{at}");
+            let gzip = [("transfer-encoding", "gzip, chunked")];
+            assert_eq!(code(route, "", &gzip), "transfer_encoding", "{at}");
             assert_eq!(code(route, "", &[("expect", "the impossible")]), "expectation", "{at}");
             assert_eq!(code(route, "", &[("expect", "100-Continue")]), "", "{at}");
             let takes_body = matches!(route.method, "PUT" | "POST");

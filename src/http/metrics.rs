@@ -26,6 +26,9 @@ pub struct RejectLabel {
     pub reason: &'static str,
 }
 
+/// Held to stay registered.
+type Held<L, M> = Registered<Family<L, M>>;
+
 /// Metrics of HTTP connections; registered as `syncd_http_*`.
 #[derive(Default)]
 pub struct Metrics {
@@ -33,9 +36,7 @@ pub struct Metrics {
     pub connections: Family<PortLabel, Gauge>,
     /// Connections closed from this side.
     pub rejected: Family<RejectLabel, Counter>,
-    /// Held to stay registered.
-    _registered:
-        Option<(Registered<Family<PortLabel, Gauge>>, Registered<Family<RejectLabel, Counter>>)>,
+    _registered: Option<(Held<PortLabel, Gauge>, Held<RejectLabel, Counter>)>,
 }
 
 impl Metrics {

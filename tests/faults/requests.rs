@@ -35,12 +35,12 @@ fn get_head(path: &str) -> Vec<u8> {
     format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n").into_bytes()
 }
 
-/// Writes `count` values of 50,000 bytes.
-fn write_large(server: &Daemon, count: usize) {
-    let value = "x".repeat(50_000);
-    for n in (0..count).step_by(20) {
+/// Writes 4,000 values of 5,000 bytes: several pages of an export, more than sockets hold.
+fn write_large(server: &Daemon) {
+    let value = "x".repeat(5_000);
+    for n in (0..4_000).step_by(400) {
         let line = |n| format!("{{\"key\":\"large-{n}\",\"value\":\"{value}\"}}\n");
-        let body: String = (n..n + 20).map(line).collect();
+        let body: String = (n..n + 400).map(line).collect();
         assert_eq!(server.batch(body.as_bytes()).status, 200);
     }
 }
@@ -59,7 +59,7 @@ fn waits_exports_and_idle_connections_end_when_draining_begins() {
     let directory = tempfile::tempdir().unwrap();
     let server = Daemon::server(&directory.path().join("server"), &[]);
     let client = server.client(&directory.path().join("client"), &[]);
-    write_large(&server, 400);
+    write_large(&server);
     client.wait_equal(&server);
     for mut daemon in [client, server] {
         let wait = open(&daemon.api, &get_head("/v1/keys/k?min_size=999999&timeout=60s"));
@@ -141,7 +141,7 @@ fn what_a_request_means_is_honoured_or_refused() {
         ("expect: the impossible\r\ncontent-length: 0", 417),
         ("idempotency-key: a\r\nidempotency-key: b\r\ncontent-length: 0", 400),
         ("trailer: if-match\r\ntransfer-encoding: chunked", 400),
-        ("transfer-encoding: gzip, chunked", 400),
+        ("transfer-encoding: gzip, chunked", 501),
     ] {
         let head = "PUT /v1/keys/lock HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n";
         let request = format!("{head}content-type: text/plain\r\n{lines}\r\n\r\n0\r\n\r\n");
@@ -254,7 +254,7 @@ fn resident(process: u32) -> u64 {
 #[test]
 fn many_tiny_changes_stay_within_memory() {
     const BATCHES: usize = 210;
-    const GROWTH_MAX: u64 = 450 << 20;
+    const GROWTH_MAX: u64 = 300 << 20;
     let directory = tempfile::tempdir().unwrap();
     let server = Daemon::server(&directory.path().join("server"), &["--db", "keyless"]);
     let before = resident(server.id());
