@@ -126,6 +126,23 @@ pub fn data_dir(storage_dir: &Path) -> PathBuf {
     storage_dir.join("data")
 }
 
+/// Whether there are partitions.
+pub fn has_data(storage_dir: &Path) -> bool {
+    let is_partition = |entry: std::io::Result<std::fs::DirEntry>| {
+        entry.is_ok_and(|entry| !entry.file_name().as_encoded_bytes().starts_with(b"."))
+    };
+    std::fs::read_dir(data_dir(storage_dir)).is_ok_and(|mut entries| entries.any(is_partition))
+}
+
+/// A key is gone that the data beside it were made with.
+pub fn missing_key(path: &Path, consequence: &str) -> Failure {
+    let path = path.display();
+    let text = format!(
+        "{path}: the key is missing, while the data beside it are there: restore it from a backup, or make a new one ('syncctl keygen --output {path}'; {consequence})"
+    );
+    Failure::new(exit::DATA, text)
+}
+
 /// Where the public halves of keys and the addresses are written.
 pub fn public_dir(storage_dir: &Path) -> PathBuf {
     storage_dir.join("public")

@@ -181,7 +181,14 @@ impl<E: Runtime> Ledger<E> {
         let last = log.read(log.bounds().last).await?;
         let at = if truncate { OpenAt::AtMost(last.state().size) } else { OpenAt::Latest };
         let kind = last.kind();
-        let database = database::open(context.child("database"), kind, place, at).await?;
+        let database = database::open(context.child("database"), kind, place, at).await;
+        // What a database needs of itself to be opened, it never prunes.
+        let database = database.map_err(|error| match error {
+            database::Error::Pruned | database::Error::OutOfRange(_) => {
+                database::Error::Corrupt(format!("it lacks what it needs to be opened: {error}"))
+            }
+            error => error,
+        })?;
         let ledger = Self::with(place, database, log, last.checkpoint);
         ledger.redo().await?;
         Ok(Some(ledger))

@@ -543,7 +543,6 @@ fn publish_sync_follow_compact_keyless_from_compact_storage() {
 /// Storage of another layout is refused by name, by both.
 #[test]
 fn another_layout_is_refused() {
-    use commonware_storage::metadata::{Config, Metadata};
     use commonware_utils::sequence::U64;
     let kind = Case::from(Kind { family: Family::Any, hash: HashKind::Blake3 });
     deterministic::Runner::seeded(1).start(|context| async move {
@@ -553,10 +552,10 @@ fn another_layout_is_refused() {
             parameters: Parameters { layout: 99, ..new },
             generated: false,
             storage: Mode::Full,
-            epoch_pending: false,
+            stage: server::state::Stage::Complete,
         };
-        let state = server::state::State::open(context.child("old")).await.unwrap();
-        drop(state.put(record).await.unwrap());
+        let mut state = server::state::State::open(context.child("old")).await.unwrap();
+        state.put(record).await.unwrap();
         let listener = context.bind("127.0.0.1:4000".parse().unwrap()).await.unwrap();
         let (here, registry) = (context.child("server"), context.child("syncd"));
         let started = server::core::start(here, &registry, server_setup(kind), listener).await;
@@ -565,10 +564,11 @@ fn another_layout_is_refused() {
 
         let database = syncd::database::types::Digest([1; 32]);
         let pin = client::pin::Pin { layout: 99, family: kind.family, database };
-        let config = Config { partition: client::pin::PARTITION.into(), codec_config: () };
-        let mut metadata = Metadata::init(context.child("pin"), config).await.unwrap();
-        metadata.put(U64::new(client::pin::RECORD), pin);
-        drop(metadata.sync().await.unwrap());
+        let mut pins = client::pin::open(&context).await.unwrap();
+        let write = pins.update(|pins| {
+            pins.insert(U64::new(client::pin::RECORD), pin);
+        });
+        write.await.unwrap();
         let here = context.child("client");
         let started = client::core::start(here, &registry, client_setup(kind, database)).await;
         let error = started.err().unwrap();

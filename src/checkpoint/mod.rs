@@ -28,7 +28,7 @@ mod evidence;
 mod identity;
 mod policy;
 pub mod rotation;
-mod store;
+pub mod store;
 
 pub use evidence::{Evidence, Unproved};
 pub use identity::{Identity, LAYOUT_VERSION, Parameters};

@@ -21,7 +21,11 @@
 //! | 64 | signature of the successor | |
 
 use super::SignedCheckpoint;
-use crate::{database::types::DatabaseId, runtime::Runtime};
+use crate::{
+    database::types::DatabaseId,
+    runtime::Runtime,
+    storage_record::{Error, Records},
+};
 use commonware_codec::{
     Buf, Encode as _, EncodeSize, Error as CodecError, FixedSize, RangeCfg, Read, ReadExt as _,
     Write,
@@ -31,7 +35,6 @@ use commonware_cryptography::{
     ed25519::{PrivateKey, PublicKey, Signature},
 };
 use commonware_runtime::BufMut;
-use commonware_storage::metadata::{Config, Error, Metadata};
 use commonware_utils::sequence::FixedBytes;
 
 /// Namespace of the retired key's signature.
@@ -149,13 +152,15 @@ impl Read for Rotations {
     }
 }
 
+/// Partition of a publisher's own rotations.
+pub const PUBLISHER_PARTITION: &str = "publisher-keys";
+/// Partition of the rotations that a replica learned.
+pub const REPLICA_PARTITION: &str = "learned-publisher-keys";
+
 /// The rotations on disk, each under the digest of what it says: a rotation is kept whatever
 /// others are known, and in whatever order they were learned.
 pub struct RotationStore<E: Runtime> {
-    context: E,
-    partition: &'static str,
-    /// `None` after a write failed; the next one opens it again.
-    metadata: Option<Metadata<E, Name, Rotation>>,
+    records: Records<E, Name, Rotation>,
 }
 
 /// Digest of a rotation's encoding.
@@ -168,34 +173,24 @@ fn name(rotation: &Rotation) -> Name {
 }
 
 impl<E: Runtime> RotationStore<E> {
-    /// Opens a publisher's own chain.
+    /// Opens a publisher's own chain. Makes nothing.
     pub async fn of_publisher(context: E) -> Result<Self, Error> {
-        Self::open(context, "publisher-keys").await
+        Ok(Self { records: Records::open(context, PUBLISHER_PARTITION).await? })
     }
 
-    /// Opens what a replica learned.
+    /// Opens what a replica learned. Makes nothing.
     pub async fn of_replica(context: E) -> Result<Self, Error> {
-        Self::open(context, "learned-publisher-keys").await
+        Ok(Self { records: Records::open(context, REPLICA_PARTITION).await? })
     }
 
-    async fn open(context: E, partition: &'static str) -> Result<Self, Error> {
-        let mut store = Self { context, partition, metadata: None };
-        store.metadata = Some(store.load().await?);
-        Ok(store)
-    }
-
-    async fn load(&self) -> Result<Metadata<E, Name, Rotation>, Error> {
-        let config = Config { partition: self.partition.into(), codec_config: () };
-        Metadata::init(self.context.child("rotations"), config).await
+    /// Whether one copy was found damaged.
+    pub const fn was_repaired(&self) -> bool {
+        self.records.was_repaired()
     }
 
     /// Every rotation kept, in the order in which the keys took over.
     pub fn all(&self) -> Rotations {
-        let kept = self
-            .metadata
-            .iter()
-            .flat_map(|metadata| metadata.keys().filter_map(|name| metadata.get(name)).cloned());
-        let mut rotations: Vec<_> = kept.collect();
+        let mut rotations: Vec<_> = self.records.values().values().cloned().collect();
         rotations.sort_by_key(|rotation| rotation.from);
         Rotations(rotations)
     }
@@ -206,26 +201,13 @@ impl<E: Runtime> RotationStore<E> {
     ///
     /// Nobody knows which of them were written; the next call writes all that are missing.
     pub async fn keep(&mut self, rotations: &Rotations) -> Result<(), Error> {
-        let mut metadata = match self.metadata.take() {
-            Some(metadata) => metadata,
-            None => self.load().await?,
-        };
-        for rotation in &rotations.0 {
-            metadata.put(name(rotation), rotation.clone());
-        }
-        self.metadata = Some(metadata.sync().await?);
-        Ok(())
+        let new = rotations.0.iter().map(|rotation| (name(rotation), rotation.clone()));
+        self.records.update(|records| records.extend(new)).await
     }
 
-    /// Forgets all of them: they were another database's. Durable on return.
-    pub async fn clear(mut self) -> Result<(), Error> {
-        let mut metadata = match self.metadata.take() {
-            Some(metadata) => metadata,
-            None => self.load().await?,
-        };
-        metadata.clear();
-        metadata.sync().await?;
-        Ok(())
+    /// Forgets all of them: they were another database's, or there are none yet. Durable on return.
+    pub async fn clear(&mut self) -> Result<(), Error> {
+        self.records.update(std::collections::BTreeMap::clear).await
     }
 }
 

@@ -5,53 +5,59 @@
 //! more. So the newest one known is kept here too.
 
 use super::SignedCheckpoint;
-use crate::runtime::Runtime;
-use commonware_storage::metadata::{Config, Metadata};
+use crate::{
+    runtime::Runtime,
+    storage_record::{Error, Records},
+};
 use commonware_utils::sequence::U64;
 
+/// Partition of the record.
+pub const PARTITION: &str = "newest-checkpoint";
 const NEWEST: u64 = 0;
 
 /// Durable, forward-only memory of the newest checkpoint.
 pub struct Store<E: Runtime> {
-    metadata: Option<Metadata<E, U64, SignedCheckpoint>>,
+    records: Records<E, U64, SignedCheckpoint>,
 }
 
 impl<E: Runtime> Store<E> {
-    /// Opens the store.
-    pub async fn open(context: E) -> Result<Self, commonware_storage::metadata::Error> {
-        let config = Config { partition: "newest-checkpoint".into(), codec_config: () };
-        Ok(Self { metadata: Some(Metadata::init(context, config).await?) })
+    /// Opens the store. Makes nothing.
+    pub async fn open(context: E) -> Result<Self, Error> {
+        Ok(Self { records: Records::open(context, PARTITION).await? })
+    }
+
+    /// Whether a checkpoint, or that none is known, was ever written.
+    pub const fn is_written(&self) -> bool {
+        self.records.is_written()
+    }
+
+    /// Whether one copy was found damaged.
+    pub const fn was_repaired(&self) -> bool {
+        self.records.was_repaired()
     }
 
     /// The newest checkpoint kept.
     pub fn newest(&self) -> Option<&SignedCheckpoint> {
-        self.metadata.as_ref()?.get(&U64::new(NEWEST))
+        self.records.get(&U64::new(NEWEST))
     }
 
-    /// Forgets it: it was another database's. Durable on return.
-    pub async fn clear(&mut self) -> Result<(), commonware_storage::metadata::Error> {
-        if let Some(mut metadata) = self.metadata.take() {
-            metadata.clear();
-            self.metadata = Some(metadata.sync().await?);
-        }
-        Ok(())
+    /// Forgets it: it was another database's, or there is none yet. Durable on return.
+    pub async fn clear(&mut self) -> Result<(), Error> {
+        self.records.update(std::collections::BTreeMap::clear).await
     }
 
     /// Keeps `checkpoint` if it is newer than what is kept. Durable on return.
-    pub async fn keep(
-        &mut self,
-        checkpoint: &SignedCheckpoint,
-    ) -> Result<(), commonware_storage::metadata::Error> {
+    pub async fn keep(&mut self, checkpoint: &SignedCheckpoint) -> Result<(), Error> {
         let key = |signed: &SignedCheckpoint| {
             (signed.checkpoint.sequence, signed.checkpoint.signed_at_ms)
         };
         if self.newest().is_some_and(|newest| key(newest) >= key(checkpoint)) {
             return Ok(());
         }
-        if let Some(mut metadata) = self.metadata.take() {
-            metadata.put(U64::new(NEWEST), checkpoint.clone());
-            self.metadata = Some(metadata.sync().await?);
-        }
-        Ok(())
+        self.records
+            .update(|records| {
+                records.insert(U64::new(NEWEST), checkpoint.clone());
+            })
+            .await
     }
 }

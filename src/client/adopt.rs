@@ -2,7 +2,7 @@
 
 use super::{core::Error, pin, run::failure};
 use crate::{
-    checkpoint::{RotationStore, Store},
+    checkpoint::{LAYOUT_VERSION, RotationStore, Store},
     daemon::{self, Failure},
     database::{Generations, types::DatabaseId},
     runtime::Runtime,
@@ -19,10 +19,16 @@ pub fn adopt_database(storage_dir: &Path, database: DatabaseId) -> Result<Databa
 
 async fn adopt<E: Runtime>(context: &E, database: DatabaseId) -> Result<DatabaseId, Error> {
     let pinned = pin::read(context).await?.ok_or(Error::NotPinned)?;
+    if pinned.layout != LAYOUT_VERSION {
+        return Err(Error::Layout { found: pinned.layout, ours: LAYOUT_VERSION });
+    }
+    pin::require_all(context).await?;
+    let mut generations = Generations::open(context.child("generations")).await?;
     if pinned.database == database {
+        // What an interrupted run left.
+        generations.sweep(context, pinned.family).await?;
         return Ok(database);
     }
-    let mut generations = Generations::open(context.child("generations")).await?;
     generations.forget(context, pinned.family).await?;
     Store::open(context.child("newest")).await?.clear().await?;
     RotationStore::of_replica(context.child("publisher_keys")).await?.clear().await?;

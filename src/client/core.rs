@@ -17,6 +17,7 @@ use crate::{
     ledger::{self, Ledger},
     link::Connector,
     runtime::Runtime,
+    storage_record,
     telemetry::storage::StorageErrors,
 };
 use std::{path::PathBuf, sync::Arc, time::Duration};
@@ -39,6 +40,9 @@ pub struct Setup {
     pub directory: PathBuf,
 }
 
+/// What an operator does about a damaged or incomplete storage.
+const RESTORE_OR_EMPTY: &str = "nothing was changed: restore the whole directory from a copy, or give the replica an empty one, which trusts anew what the server shows";
+
 /// Why a client cannot start, or has to end.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -46,8 +50,11 @@ pub enum Error {
     #[error(transparent)]
     Ledger(#[from] ledger::Error),
     /// A record of the storage.
-    #[error("storage record: {0}")]
-    Record(#[from] commonware_storage::metadata::Error),
+    #[error("{0}; {RESTORE_OR_EMPTY}")]
+    Record(#[from] storage_record::Error),
+    /// Something that every storage has is not there, while the rest is.
+    #[error("{0} missing from the storage directory, while the rest is there; {RESTORE_OR_EMPTY}")]
+    Missing(String),
     /// The storage is pinned to another database.
     #[error(
         "this storage directory is pinned to database {pinned}, but --database says {configured}; a changed identity is adopted only by hand: 'syncctl adopt-database'"
@@ -108,10 +115,9 @@ impl Error {
     pub const fn is_damage(&self) -> bool {
         match self {
             Self::Ledger(error) => error.is_damage(),
-            Self::Record(error) => {
-                matches!(error, commonware_storage::metadata::Error::Corruption(_))
-            }
-            Self::Pinned { .. }
+            Self::Record(error) => error.is_damage(),
+            Self::Missing(_)
+            | Self::Pinned { .. }
             | Self::NotPinned
             | Self::Family { .. }
             | Self::Untrusted { .. }
@@ -137,7 +143,8 @@ pub struct Core<E: Runtime> {
 /// Opens the storage and starts everything. `registry` names the metrics.
 pub async fn start<E: Runtime>(context: E, registry: &E, setup: Setup) -> Result<Core<E>, Error> {
     let Setup { connector, mut policy, sync, directory } = setup;
-    pin::check(&context, &policy).await?;
+    let errors = StorageErrors::new(registry);
+    let pin_was_repaired = pin::check(&context, &policy).await?;
     let rotations = RotationStore::of_replica(context.child("publisher_keys")).await?;
     let learned = rotations.all();
     let of_storage = policy.of_storage(&learned);
@@ -145,9 +152,9 @@ pub async fn start<E: Runtime>(context: E, registry: &E, setup: Setup) -> Result
         // Other keys are trusted now than when they were learned.
         tracing::warn!(%refusal, "rotations of the publisher key learned before do not count");
     }
-    let generations = Generations::open(context.child("generations")).await?;
+    let mut generations = Generations::open(context.child("generations")).await?;
     let (family, mode) = (policy.family, sync.state_sync.mode);
-    let (ledger, own) = open_replica(&context, &generations, family, mode).await?;
+    let (ledger, own) = open_replica(&context, &mut generations, family, mode).await?;
     let ledger = ledger.map(Arc::new);
     if let Some(own) = &own {
         // Before anything of it is served.
@@ -157,6 +164,16 @@ pub async fn start<E: Runtime>(context: E, registry: &E, setup: Setup) -> Result
     }
     let metrics = Arc::new(Metrics::new(&registry.child("client")));
     let store = Store::open(context.child("newest")).await?;
+    for was_repaired in [
+        pin_was_repaired,
+        rotations.was_repaired(),
+        generations.was_repaired(),
+        store.was_repaired(),
+    ] {
+        if was_repaired {
+            errors.count("record");
+        }
+    }
     let database = policy.database;
     let known = Known::new(policy, store, rotations, own.as_ref(), directory, metrics.clone());
     let server = format!("{}:{}", connector.host, connector.port);
@@ -198,7 +215,6 @@ pub async fn start<E: Runtime>(context: E, registry: &E, setup: Setup) -> Result
     let measured = replica.clone();
     let measuring = context.child("measure").spawn(move |context| measure(context, measured));
     let kept = replica.clone();
-    let errors = StorageErrors::new(registry);
     let upkeep =
         context.child("upkeep").spawn(move |context| maintain(context, kept, history, errors));
     let tasks = vec![connecting, measuring];
@@ -237,17 +253,12 @@ async fn maintain<E: Runtime>(
 /// newest state that was verified: it binds the replica also where its data cannot be opened.
 async fn open_replica<E: Runtime>(
     context: &E,
-    generations: &Generations<E>,
+    generations: &mut Generations<E>,
     family: Family,
     mode: Mode,
 ) -> Result<(Option<Ledger<E>>, Option<SignedCheckpoint>), Error> {
+    generations.sweep(context, family).await?;
     let Some(active) = generations.active() else { return Ok((None, None)) };
-    let end = generations.building().unwrap_or(active + 1);
-    // Replicas count from 1: 0 is the generation of a server's storage.
-    let oldest = active.saturating_sub(2).max(1);
-    for garbage in (oldest..end).filter(|generation| *generation != active) {
-        Generations::remove(context, family, garbage).await?;
-    }
     let place = Place { generation: active, mode };
     match Ledger::open(context, place, true, |_| {}).await {
         Ok(Some(ledger)) if ledger.kind().family != family => {

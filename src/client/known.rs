@@ -11,6 +11,7 @@ use crate::{
         compare,
     },
     runtime::Runtime,
+    storage_record,
 };
 use arc_swap::ArcSwap;
 use commonware_utils::sync::{AsyncMutex, Mutex};
@@ -36,7 +37,7 @@ pub enum LearnError {
     /// It cannot be written down. A retired key would count again after a restart, so nothing
     /// goes on before it is.
     #[error("cannot write down the retired publisher keys: {0}")]
-    Storage(#[from] commonware_storage::metadata::Error),
+    Storage(#[from] storage_record::Error),
 }
 
 #[derive(Default)]

@@ -8,7 +8,6 @@ use super::{
 };
 use crate::{
     checkpoint::{Admission, SignedCheckpoint, check_freshness},
-    database::Generations,
     ledger::{self, Ledger},
     link::{Link, LinkError},
     replicate::{LinkSource, state_sync},
@@ -197,9 +196,9 @@ impl<E: Runtime> SyncLoop<E> {
         Ok(Step::Done(Some(end)))
     }
 
-    /// Serves the new generation and removes the old one.
+    /// Serves the new generation and removes every other one.
     async fn adopt(
-        &self,
+        &mut self,
         old: Option<Arc<Ledger<E>>>,
         ledger: Arc<Ledger<E>>,
         started: SystemTime,
@@ -215,11 +214,10 @@ impl<E: Runtime> SyncLoop<E> {
         self.report_iteration("state_sync", &head, size_before, started);
         if let Some(old) = old {
             old.close().await;
-            let family = self.replica.family;
-            Generations::remove(&self.context, family, old.generation())
-                .await
-                .map_err(ledger::Error::from)?;
         }
+        // Also the generation that could not be opened, where there was one.
+        let family = self.replica.family;
+        self.generations.sweep(&self.context, family).await.map_err(ledger::Error::from)?;
         Ok(())
     }
 }

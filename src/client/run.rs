@@ -25,7 +25,7 @@ use commonware_cryptography::ed25519::{PrivateKey, PublicKey};
 use commonware_runtime::{Clock as _, Supervisor as _, tokio::Context};
 use std::{
     ffi::OsString,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
     time::{Duration, Instant},
@@ -57,7 +57,7 @@ fn start(config: Config, telemetry: &Telemetry) -> Result<(), Failure> {
     let ground = daemon::take_ground(&config.storage_dir, config.api, config.metrics)?;
     let identity = match &config.identity_key {
         Some(path) => keys::load_private(path)?,
-        None => keys::load_or_create_private(&config.storage_dir.join("identity.key"))?,
+        None => load_identity(&config.storage_dir.join("identity.key"), &config.storage_dir)?,
     };
     let public = daemon::public_dir(&config.storage_dir);
     keys::write_public_file(&public, "identity.pub", &keys::public_hex(&identity))?;
@@ -66,6 +66,15 @@ fn start(config: Config, telemetry: &Telemetry) -> Result<(), Failure> {
     daemon::run_on_runtime(&storage_dir, move |context| {
         run(context, config, ground, level, spans, identity)
     })
+}
+
+/// The key in the storage directory; made, unless a replica is there already.
+fn load_identity(path: &Path, storage_dir: &Path) -> Result<PrivateKey, Failure> {
+    if !path.exists() && daemon::has_data(storage_dir) {
+        let consequence = "the server's --authorized-clients then needs its public half";
+        return Err(daemon::missing_key(path, consequence));
+    }
+    Ok(keys::load_or_create_private(path)?)
 }
 
 /// What the client trusts.

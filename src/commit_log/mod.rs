@@ -73,12 +73,10 @@ pub enum Error {
 
 impl From<journal::Error> for Error {
     fn from(error: journal::Error) -> Self {
-        match error {
-            journal::Error::Corruption(_)
-            | journal::Error::Codec(_)
-            | journal::Error::ChecksumMismatch(..)
-            | journal::Error::OffsetDataMismatch { .. } => Self::Corrupt(error.to_string()),
-            _ => Self::Storage(error.to_string()),
+        if crate::damage::of_journal(&error) {
+            Self::Corrupt(error.to_string())
+        } else {
+            Self::Storage(error.to_string())
         }
     }
 }
@@ -125,6 +123,15 @@ fn partition(generation: u64) -> String {
 pub fn partition_names(generation: u64) -> Vec<String> {
     let partition = partition(generation);
     ["_data", "_offsets-blobs", "_offsets-metadata", "_offsets"]
+        .iter()
+        .map(|suffix| format!("{partition}{suffix}"))
+        .collect()
+}
+
+/// The partitions that a generation's log has from its making on.
+pub fn required_partition_names(generation: u64) -> Vec<String> {
+    let partition = partition(generation);
+    ["_data", "_offsets-blobs", "_offsets-metadata"]
         .iter()
         .map(|suffix| format!("{partition}{suffix}"))
         .collect()

@@ -6,6 +6,7 @@ use crate::{
     checkpoint::{Evidence, Unproved},
     config::{default_storage_dir, invalid},
     exit, keys,
+    server::Discarded,
 };
 use clap::{Args, builder::BoolishValueParser};
 use std::{
@@ -65,6 +66,36 @@ pub struct NewEpochArgs {
     /// Private key that signs checkpoints [default: in the storage directory]
     #[arg(long, env = "SYNCD_PUBLISHER_KEY")]
     publisher_key: Option<PathBuf>,
+    /// Go on with the database as it is where the commit log cannot be read to its end, and say which acknowledged
+    /// commits are lost by that
+    #[arg(long, env = "SYNCD_DISCARD_UNREADABLE", value_parser = BoolishValueParser::new())]
+    discard_unreadable: bool,
+}
+
+/// Says what `--discard-unreadable` gave up.
+fn say_discarded(discarded: &Discarded) {
+    let Discarded { kept, found, is_exact, idempotency_keys } = *discarded;
+    match found {
+        Some(found) if is_exact && found <= kept => {
+            eprintln!("no commit is lost: the database has all that the log has, up to {kept}");
+        }
+        Some(found) if is_exact => eprintln!(
+            "LOST: {} acknowledged commits, sequences {} to {found}",
+            found - kept,
+            kept + 1
+        ),
+        Some(found) if found > kept => eprintln!(
+            "LOST: at least {} acknowledged commits, sequences {} to {found}, and what the unreadable rest of the log held",
+            found - kept,
+            kept + 1
+        ),
+        _ => eprintln!(
+            "LOST: every acknowledged commit after {kept}; how many there were cannot be read from the log"
+        ),
+    }
+    eprintln!(
+        "LOST: {idempotency_keys} idempotency keys that were read, and any that were not: a write that is tried again is written again"
+    );
 }
 
 /// Begins a new epoch.
@@ -73,7 +104,12 @@ pub fn new_epoch(args: &NewEpochArgs) -> Result<(), Failure> {
         Some(directory) => directory.clone(),
         None => default_storage_dir("server")?,
     };
-    let id = crate::server::new_epoch(&directory, args.publisher_key.as_deref())?;
+    let (key, discard) = (args.publisher_key.as_deref(), args.discard_unreadable);
+    let epoch = crate::server::new_epoch(&directory, key, discard)?;
+    let id = epoch.database;
+    if let Some(discarded) = &epoch.discarded {
+        say_discarded(discarded);
+    }
     print_line(id)?;
     eprintln!(
         "clients refuse the new identity until an operator runs 'syncctl adopt-database {id}' on each"

@@ -53,7 +53,7 @@ struct Cli {
 enum Command {
     /// Make a key: writes the private half to a file, prints the public half
     Keygen(keys::KeygenArgs),
-    /// Give a restored database a new identity; clients adopt it by hand
+    /// Give a restored database a new identity; clients adopt it by hand. Idempotency keys are carried over
     NewEpoch(keys::NewEpochArgs),
     /// Let a new publisher key take over from the present one
     RotateKey(keys::RotateKeyArgs),

@@ -1,22 +1,32 @@
 //! Generations: complete sets of a database's partitions, adopted or dropped as a whole.
 //!
-//! Storage has no rename, so which generation is the database's is a record in the library's
-//! `Metadata`, which replaces its content atomically. A state sync builds the next generation
-//! while the active one serves; the pointer then moves, and only after that is the old one
-//! removed. A crash at any point leaves either the old pointer or the new one, and what the
-//! pointer does not name is garbage that the next opening removes.
+//! Storage has no rename, so which generation is the database's is a [record](crate::storage_record), which is replaced
+//! atomically. A state sync builds the next generation while the active one serves; the pointer then moves, and only
+//! after that is the old one removed. A crash at any point leaves either the old pointer or the new one. What the pointer
+//! does not name is garbage: the record also says from which number on there may be any, and [`Generations::sweep`]
+//! removes all of it, at each opening and after each adoption.
 
-use super::{Error, storage::partition_names, types::Family};
-use crate::runtime::Runtime;
-use commonware_storage::metadata::{Config, Metadata};
+use super::{
+    Error,
+    storage::{partition_names, required_partition_names},
+    types::{Family, Mode},
+};
+use crate::{
+    runtime::Runtime,
+    storage_record::{self, Records},
+};
 use commonware_utils::sequence::U64;
 
+/// Partition of the pointer.
+pub const PARTITION: &str = "generations";
 const ACTIVE: u64 = 0;
 const BUILDING: u64 = 1;
+/// Every generation below this number is removed.
+const SWEPT: u64 = 2;
 
 /// Which generations there are.
 pub struct Generations<E: Runtime> {
-    metadata: Option<Metadata<E, U64, u64>>,
+    records: Records<E, U64, u64>,
 }
 
 /// Every partition of a generation of a database and its commit log.
@@ -26,18 +36,46 @@ pub fn partitions(family: Family, generation: u64) -> Vec<String> {
     names
 }
 
+/// The partitions that a generation always has, whatever was written to it.
+pub fn required_partitions(family: Family, generation: u64, mode: Mode) -> Vec<String> {
+    let mut names = required_partition_names(family, generation, mode);
+    names.extend(crate::commit_log::required_partition_names(generation));
+    names
+}
+
+impl From<storage_record::Error> for Error {
+    fn from(error: storage_record::Error) -> Self {
+        if error.is_damage() {
+            Self::Corrupt(error.to_string())
+        } else {
+            Self::Storage(error.to_string())
+        }
+    }
+}
+
 impl<E: Runtime> Generations<E> {
-    /// Reads the pointer.
+    /// Reads the pointer. Makes nothing.
     pub async fn open(context: E) -> Result<Self, Error> {
-        let config = Config { partition: "generations".into(), codec_config: () };
-        let metadata = Metadata::init(context.child("generations"), config)
-            .await
-            .map_err(|error| Error::Storage(error.to_string()))?;
-        Ok(Self { metadata: Some(metadata) })
+        Ok(Self { records: Records::open(context, PARTITION).await? })
+    }
+
+    /// Writes the pointer of a storage without generations. Durable on return.
+    pub async fn begin(&mut self) -> Result<(), Error> {
+        Ok(self.records.update(|_| ()).await?)
+    }
+
+    /// Whether the pointer was ever written.
+    pub const fn is_written(&self) -> bool {
+        self.records.is_written()
+    }
+
+    /// Whether one copy of the pointer was found damaged.
+    pub const fn was_repaired(&self) -> bool {
+        self.records.was_repaired()
     }
 
     fn value(&self, key: u64) -> Option<u64> {
-        self.metadata.as_ref().and_then(|metadata| metadata.get(&U64::new(key)).copied())
+        self.records.get(&U64::new(key)).copied()
     }
 
     /// The generation that serves, if any was adopted.
@@ -56,43 +94,69 @@ impl<E: Runtime> Generations<E> {
             return Ok(building);
         }
         let next = self.active().map_or(1, |active| active + 1);
-        self.update(|metadata| {
-            metadata.put(U64::new(BUILDING), next);
-        })
-        .await?;
+        self.records
+            .update(|records| {
+                records.insert(U64::new(BUILDING), next);
+            })
+            .await?;
         Ok(next)
     }
 
     /// Makes `generation` the one that serves.
     pub async fn adopt(&mut self, generation: u64) -> Result<(), Error> {
-        self.update(|metadata| {
-            metadata.put(U64::new(ACTIVE), generation);
-            metadata.remove(&U64::new(BUILDING));
-        })
-        .await
+        self.records
+            .update(|records| {
+                records.insert(U64::new(ACTIVE), generation);
+                records.remove(&U64::new(BUILDING));
+            })
+            .await?;
+        Ok(())
     }
 
     /// Forgets the generation being built; the next one gets a new number. Its partitions are
     /// the caller's to remove.
     pub async fn abandon(&mut self, generation: u64) -> Result<(), Error> {
-        self.update(|metadata| {
-            metadata.put(U64::new(BUILDING), generation + 1);
-        })
-        .await
+        self.records
+            .update(|records| {
+                records.insert(U64::new(BUILDING), generation + 1);
+            })
+            .await?;
+        Ok(())
     }
 
-    /// Forgets every generation and removes its partitions; numbers are not used again.
+    /// Forgets every generation and removes its partitions; numbers are not used again. Safe to run again if it was
+    /// interrupted.
     pub async fn forget(&mut self, context: &E, family: Family) -> Result<(), Error> {
-        let active = self.active();
-        let building = self.building();
-        let next = active.into_iter().chain(building).max().map_or(1, |newest| newest + 1);
-        self.update(|metadata| {
-            metadata.remove(&U64::new(ACTIVE));
-            metadata.put(U64::new(BUILDING), next);
-        })
-        .await?;
-        for generation in active.into_iter().chain(building) {
-            Self::remove(context, family, generation).await?;
+        if self.active().is_some() {
+            let newest = self.active().into_iter().chain(self.building()).max().unwrap_or(0);
+            self.records
+                .update(|records| {
+                    records.remove(&U64::new(ACTIVE));
+                    records.insert(U64::new(BUILDING), newest + 1);
+                })
+                .await?;
+        } else if let Some(building) = self.building() {
+            self.abandon(building).await?;
+        }
+        self.sweep(context, family).await
+    }
+
+    /// Removes every generation that the pointer does not name. Must not be called while one of them is open.
+    pub async fn sweep(&mut self, context: &E, family: Family) -> Result<(), Error> {
+        let named = [self.active(), self.building()];
+        let Some(newest) = named.into_iter().flatten().max() else { return Ok(()) };
+        let oldest = named.into_iter().flatten().min().unwrap_or(newest);
+        // Replicas count from 1: 0 is the generation of a server's storage.
+        let from = self.value(SWEPT).unwrap_or(1).max(1);
+        for garbage in (from..newest).filter(|generation| !named.contains(&Some(*generation))) {
+            Self::remove(context, family, garbage).await?;
+        }
+        if oldest > from {
+            self.records
+                .update(|records| {
+                    records.insert(U64::new(SWEPT), oldest);
+                })
+                .await?;
         }
         Ok(())
     }
@@ -100,22 +164,8 @@ impl<E: Runtime> Generations<E> {
     /// Removes the partitions of `generation`; those that do not exist are no error.
     pub async fn remove(context: &E, family: Family, generation: u64) -> Result<(), Error> {
         for partition in partitions(family, generation) {
-            match context.remove(&partition, None).await {
-                Ok(()) | Err(commonware_runtime::Error::PartitionMissing(_)) => {}
-                Err(error) => return Err(Error::Storage(error.to_string())),
-            }
+            storage_record::remove_partition(context, &partition).await?;
         }
-        Ok(())
-    }
-
-    async fn update(
-        &mut self,
-        change: impl FnOnce(&mut Metadata<E, U64, u64>),
-    ) -> Result<(), Error> {
-        let mut metadata = self.metadata.take().ok_or(Error::Poisoned)?;
-        change(&mut metadata);
-        let metadata = metadata.sync().await.map_err(|error| Error::Storage(error.to_string()))?;
-        self.metadata = Some(metadata);
         Ok(())
     }
 }

@@ -28,7 +28,9 @@ mod verify;
 
 pub use closed::Closed;
 pub use export::{Exporter, PAGE_OPERATIONS};
-pub use generation::{Generations, partitions};
+pub use generation::{
+    Generations, PARTITION as GENERATIONS_PARTITION, partitions, required_partitions,
+};
 pub use hash::hash_key;
 pub use keyless::SCAN_OPERATIONS_MAX;
 pub use open::{OpenAt, open, state_sync};
@@ -334,9 +336,7 @@ impl<F: commonware_storage::merkle::Family> From<commonware_storage::qmdb::Error
             | qmdb::Error::Journal(journal::Error::ItemOutOfRange(_)) => {
                 Self::OutOfRange(error.to_string())
             }
-            qmdb::Error::DataCorrupted(_) | qmdb::Error::Journal(journal::Error::Corruption(_)) => {
-                Self::Corrupt(error.to_string())
-            }
+            _ if crate::damage::of_database(&error) => Self::Corrupt(error.to_string()),
             _ => Self::Storage(error.to_string()),
         }
     }

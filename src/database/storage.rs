@@ -1,6 +1,6 @@
 //! Where a database keeps its parts, and with what buffers.
 
-use super::types::Family;
+use super::types::{Family, Mode};
 use commonware_runtime::buffer::paged::{CacheRef, page_size};
 use commonware_storage::{journal::contiguous::variable, merkle::full};
 use commonware_utils::{NZU64, NZUsize};
@@ -113,4 +113,24 @@ pub(super) fn partition_names(family: Family, generation: u64) -> Vec<String> {
     .iter()
     .map(|part| format!("{prefix}-{part}"))
     .collect()
+}
+
+/// The partitions that every database of a kind has from its making on.
+pub(super) fn required_partition_names(family: Family, generation: u64, mode: Mode) -> Vec<String> {
+    let prefix = prefix(family, generation);
+    let log = |name: &str| {
+        ["_data", "_offsets-blobs", "_offsets-metadata"].map(|suffix| format!("{name}{suffix}"))
+    };
+    let mut parts = match mode {
+        Mode::Full => {
+            let mut parts = log("operations").to_vec();
+            parts.extend(["nodes-blobs", "nodes-metadata", "pinned"].map(String::from));
+            parts
+        }
+        Mode::Compact => log("witnesses").to_vec(),
+    };
+    if family == Family::Current {
+        parts.push("grafted".into());
+    }
+    parts.into_iter().map(|part| format!("{prefix}-{part}")).collect()
 }

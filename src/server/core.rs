@@ -2,25 +2,21 @@
 
 use super::{
     generator,
-    idempotency::Idempotency,
     metrics::Metrics,
+    opening::{self, Opened},
     publisher,
-    state::{Record, State},
+    state::Record,
 };
 use crate::{
-    checkpoint::{
-        Checkpoint, Identity, Parameters, RotationStore, Rotations, SignedCheckpoint, unix_ms,
-    },
-    database::{self, Kind, OpenAt, Place, types::Mode},
+    checkpoint::{Identity, Rotations, SignedCheckpoint},
+    database::{self, Kind, Place, types::Mode},
     ledger::{self, History, Ledger},
     runtime::Runtime,
     serve::{self, Amnesia, Authorized, limits::Limits},
+    storage_record,
     telemetry::storage::StorageErrors,
 };
-use commonware_cryptography::{
-    Signer as _,
-    ed25519::{PrivateKey, PublicKey},
-};
+use commonware_cryptography::{Signer as _, ed25519::PrivateKey};
 use std::{sync::Arc, time::Duration};
 use tokio::sync::mpsc;
 
@@ -74,6 +70,9 @@ pub struct Generator {
     pub is_chosen: bool,
 }
 
+/// What an operator does about a damaged or incomplete storage.
+const RESTORE_OR_EPOCH: &str = "nothing was changed: restore the whole directory from its newest copy (where that is older than what was signed, 'syncctl new-epoch' follows)";
+
 /// Why a server cannot start, or has to end.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -81,11 +80,19 @@ pub enum Error {
     #[error(transparent)]
     Ledger(#[from] ledger::Error),
     /// The record of the storage.
-    #[error("storage record: {0}")]
-    Record(#[from] commonware_storage::metadata::Error),
+    #[error("{0}; {RESTORE_OR_EPOCH}")]
+    Record(#[from] storage_record::Error),
+    /// A new epoch would lose what cannot be read.
+    #[error(
+        "{0}. Nothing was changed. Where it cannot be repaired, 'syncctl new-epoch --discard-unreadable' goes on with the database as it is and says what is lost"
+    )]
+    Unreadable(Box<Error>),
     /// The storage holds another database than was asked for, or an unfinished epoch.
     #[error("{0}")]
     Mismatch(String),
+    /// Something that every storage has is not there, while the rest is.
+    #[error("{0} missing from the storage directory, while the rest is there; {RESTORE_OR_EPOCH}")]
+    Missing(String),
     /// This server signed a state that it does not know any more.
     #[error(
         "this server forgot: a client holds commit {sequence} (root {root}), signed by this publisher key, which the storage does not have; it was restored from an older copy, or another server uses the key. Restore the newest copy, or make a new identity with 'syncctl new-epoch'"
@@ -112,10 +119,9 @@ impl Error {
     pub const fn is_damage(&self) -> bool {
         match self {
             Self::Ledger(error) => error.is_damage(),
-            Self::Record(error) => {
-                matches!(error, commonware_storage::metadata::Error::Corruption(_))
-            }
-            Self::Mismatch(_) | Self::Amnesia { .. } => true,
+            Self::Record(error) => error.is_damage(),
+            Self::Missing(_) | Self::Mismatch(_) | Self::Amnesia { .. } => true,
+            Self::Unreadable(error) => error.is_damage(),
             Self::Generate(_) => false,
         }
     }
@@ -147,18 +153,12 @@ pub async fn start<E: Runtime>(
     setup: Setup,
     listener: <E as commonware_runtime::Network>::Listener,
 ) -> Result<Core<E>, Error> {
-    let (state, record, is_new) = open_record(&context, &setup).await?;
+    let errors = StorageErrors::new(registry);
+    let opened = opening::open(&context, &setup, &errors).await?;
+    let Opened { record, is_new, rotations, ledger, idempotency } = opened;
     let identity = record.identity();
-    let rotations = RotationStore::of_publisher(context.child("publisher_keys")).await?.all();
-    let (ledger, idempotency) = open_ledger(&context, &setup, &record, is_new).await?;
-    check_publisher(&ledger.head(), &rotations, &setup.publisher.public_key())?;
-    // Written last: what has no record is no database, and is made again.
-    if is_new {
-        state.put(record.clone()).await?;
-    }
     let ledger = Arc::new(ledger);
     let server = registry.child("server");
-    let errors = StorageErrors::new(registry);
     let (metrics, serve_metrics) = Metrics::new(&server, errors.clone());
     let head = ledger.head().checkpoint;
     metrics.size.set(i64::try_from(head.size).unwrap_or(i64::MAX));
@@ -234,142 +234,6 @@ fn generate<E: Runtime>(
         .child("generator")
         .spawn(move |context| generator::run(context, publisher, rule, interval, changes));
     Some(task)
-}
-
-/// The record of the storage, or that of a new database.
-async fn open_record<E: Runtime>(
-    context: &E,
-    setup: &Setup,
-) -> Result<(State<E>, Record, bool), Error> {
-    let state = State::open(context.child("state")).await?;
-    if let Some(record) = state.get() {
-        check_record(&record, setup)?;
-        return Ok((state, record, false));
-    }
-    let mut random = [0; 32];
-    rand_core::Rng::fill_bytes(&mut context.child("random"), &mut random);
-    let Kind { family, hash } = setup.kind;
-    let genesis = setup.publisher.public_key();
-    let parameters = Parameters::new(random, genesis, family, hash);
-    let generated = setup.generator.changes > 0;
-    let storage = setup.storage;
-    Ok((state, Record { parameters, generated, storage, epoch_pending: false }, true))
-}
-
-/// The storage must hold what was asked for, in a form that this program knows.
-fn check_record(record: &Record, setup: &Setup) -> Result<(), Error> {
-    let mismatch = |text: String| Err(Error::Mismatch(text));
-    let found = &record.parameters;
-    let ours = Parameters::new([0; 32], found.genesis.clone(), found.family, found.hash);
-    if record.epoch_pending {
-        return mismatch("'syncctl new-epoch' was interrupted: run it again".into());
-    }
-    if (found.merkle, found.codec, found.layout) != (ours.merkle, ours.codec, ours.layout) {
-        return mismatch(format!(
-            "the storage has layout {}, codec {}, merkle shape {}; this program has {}, {}, {}",
-            found.layout, found.codec, found.merkle, ours.layout, ours.codec, ours.merkle
-        ));
-    }
-    if found.family != setup.kind.family {
-        return mismatch(format!(
-            "the storage holds a database of family '{}', but --db says '{}'",
-            found.family, setup.kind.family
-        ));
-    }
-    if record.storage != setup.storage {
-        return mismatch(format!(
-            "the storage directory is '{}', but --storage says '{}'",
-            record.storage, setup.storage
-        ));
-    }
-    if setup.hash_is_chosen && found.hash != setup.kind.hash {
-        return mismatch(format!(
-            "the storage holds a database with hash '{}', but --hash says '{}'",
-            found.hash, setup.kind.hash
-        ));
-    }
-    Ok(())
-}
-
-/// Opens the ledger, or makes an empty one.
-async fn open_ledger<E: Runtime>(
-    context: &E,
-    setup: &Setup,
-    record: &Record,
-    is_new: bool,
-) -> Result<(Ledger<E>, Idempotency), Error> {
-    let mut idempotency = Idempotency::default();
-    if is_new {
-        // What an interrupted first start left behind has signed nothing that anybody saw.
-        database::Generations::remove(context, setup.kind.family, GENERATION).await?;
-        return Ok((create_ledger(context, setup, record).await?, idempotency));
-    }
-    let id = record.identity().id;
-    let opened = Ledger::open(context, place(setup.storage), false, |commit| {
-        idempotency.remember(commit);
-    })
-    .await?;
-    let ledger = opened.ok_or_else(|| {
-        Error::Mismatch(
-            "the commit log is missing: restore the directory from a backup, or run 'syncctl new-epoch' to go on with the database as it is".into(),
-        )
-    })?;
-    let head = ledger.head();
-    if head.checkpoint.database != id {
-        return Err(Error::Mismatch(format!(
-            "the commit log is of database {}, the storage record of {id}",
-            head.checkpoint.database
-        )));
-    }
-    Ok((ledger, idempotency))
-}
-
-/// The key must be the one that signs now.
-fn check_publisher(
-    head: &SignedCheckpoint,
-    rotations: &Rotations,
-    key: &PublicKey,
-) -> Result<(), Error> {
-    let rotated = rotations.0.last().map(|rotation| &rotation.successor);
-    if rotated.is_some_and(|successor| *successor != head.publisher) {
-        let text = "'syncctl rotate-key' was interrupted: run it again";
-        return Err(Error::Mismatch(text.into()));
-    }
-    if head.publisher != *key {
-        return Err(Error::Mismatch(format!(
-            "the newest commit was signed by publisher key {}, but --publisher-key is {key}; a new key takes over by 'syncctl rotate-key'",
-            head.publisher
-        )));
-    }
-    Ok(())
-}
-
-/// A ledger that begins with the empty database's state, signed as sequence 0.
-async fn create_ledger<E: Runtime>(
-    context: &E,
-    setup: &Setup,
-    record: &Record,
-) -> Result<Ledger<E>, Error> {
-    let kind = Kind { family: record.parameters.family, hash: record.parameters.hash };
-    let database =
-        database::open(context.child("database"), kind, place(setup.storage), OpenAt::Latest)
-            .await?;
-    let state = database.state()?;
-    let now_ms = unix_ms(context.current());
-    let checkpoint = Checkpoint {
-        database: record.identity().id,
-        family: kind.family,
-        hash: kind.hash,
-        sequence: 0,
-        floor: state.floor,
-        size: state.size,
-        root: state.root,
-        operations_root: state.operations_root,
-        committed_at_ms: now_ms,
-        signed_at_ms: now_ms,
-    };
-    let base = checkpoint.sign(&setup.publisher);
-    Ok(Ledger::create(context, place(setup.storage), database, base).await?)
 }
 
 impl<E: Runtime> Core<E> {

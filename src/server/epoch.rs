@@ -1,17 +1,17 @@
 //! A new identity for a database whose history forked, after a restore.
 
 use super::{
-    core::{Error, place},
-    run::{failure, load_key},
-    state::State,
+    core::{Error, GENERATION, place},
+    idempotency::{CarriedKeys, Idempotency},
+    opening::{check_layout, require_all},
+    run::{failure, load_existing_key},
+    state::{Record, Stage, State},
 };
 use crate::{
     checkpoint::{Checkpoint, RotationStore, unix_ms},
+    commit_log::CommitLog,
     daemon::{self, Failure},
-    database::{
-        self, Kind, OpenAt,
-        types::{DatabaseId, Mode},
-    },
+    database::{self, Database, Kind, OpenAt, types::DatabaseId},
     keys,
     ledger::Ledger,
     runtime::Runtime,
@@ -19,41 +19,110 @@ use crate::{
 use commonware_cryptography::ed25519::PrivateKey;
 use std::path::Path;
 
-/// Begins a new epoch in `storage_dir`: the data stay, the identity changes, and clients adopt it
-/// by hand only. Safe to run again if it was interrupted.
-pub fn new_epoch(storage_dir: &Path, publisher_key: Option<&Path>) -> Result<DatabaseId, Failure> {
-    let id = daemon::with_storage(storage_dir, |context| async move {
-        let publisher = load_key(publisher_key, storage_dir, "publisher.key")?;
-        begin(&context, &publisher).await.map_err(failure)
-    })?;
-    keys::write_public_file(&daemon::public_dir(storage_dir), "database.id", &id.to_string())?;
-    Ok(id)
+/// What a new epoch led to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Epoch {
+    /// The new identity.
+    pub database: DatabaseId,
+    /// What was given up, where the storage could not be read as a whole.
+    pub discarded: Option<Discarded>,
 }
 
-async fn begin<E: Runtime>(context: &E, publisher: &PrivateKey) -> Result<DatabaseId, Error> {
-    let state = State::open(context.child("state")).await?;
+/// What `--discard-unreadable` gave up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Discarded {
+    /// Sequence of the newest commit that the database has.
+    pub kept: u64,
+    /// Sequence of the newest commit that was found in the log.
+    pub found: Option<u64>,
+    /// Whether the log was read to its end, so that nothing came after `found`.
+    pub is_exact: bool,
+    /// Idempotency keys that were found and are not carried over.
+    pub idempotency_keys: usize,
+}
+
+/// Begins a new epoch in `storage_dir`: the data stay, the identity changes, and clients adopt it
+/// by hand only. Safe to run again if it was interrupted.
+///
+/// # Errors
+///
+/// A log that cannot be read to its end, or a database that cannot be brought up to it, changes nothing, unless
+/// `discard` says to go on with the database as it is.
+pub fn new_epoch(
+    storage_dir: &Path,
+    publisher_key: Option<&Path>,
+    discard: bool,
+) -> Result<Epoch, Failure> {
+    let epoch = daemon::with_storage(storage_dir, |context| async move {
+        let publisher = load_existing_key(publisher_key, storage_dir, "publisher.key")?;
+        begin(&context, &publisher, discard).await.map_err(failure)
+    })?;
+    let public = daemon::public_dir(storage_dir);
+    keys::write_public_file(&public, "database.id", &epoch.database.to_string())?;
+    Ok(epoch)
+}
+
+async fn begin<E: Runtime>(
+    context: &E,
+    publisher: &PrivateKey,
+    discard: bool,
+) -> Result<Epoch, Error> {
+    let mut state = State::open(context.child("state")).await?;
     let Some(mut record) = state.get() else {
         return Err(Error::Mismatch("no database was made in this directory".into()));
     };
-    if !record.epoch_pending {
-        catch_up(context, record.storage).await;
-        record.parameters.epoch += 1;
-        record.epoch_pending = true;
+    check_layout(&record.parameters)?;
+    let mut discarded = None;
+    match record.stage {
+        Stage::Creating => {
+            let text = "the first start of the server was interrupted: start it again";
+            return Err(Error::Mismatch(text.into()));
+        }
+        Stage::EpochPending => {}
+        Stage::Complete => {
+            let mut known = Idempotency::default();
+            discarded = catch_up(context, &record, &mut known, discard).await?;
+            record.parameters.epoch += 1;
+            let id = record.identity().id;
+            let sequence = open_database(context, &record).await?.metadata().await?;
+            let sequence = sequence.map_or(0, |metadata| metadata.sequence);
+            // Before the log that holds them goes. Names the new identity, so that the old one ignores it.
+            CarriedKeys::open(context.child("carried")).await?.keep(&known, id, sequence).await?;
+            record.stage = Stage::EpochPending;
+            state.put(record.clone()).await?;
+        }
     }
-    let state = state.put(record.clone()).await?;
-    let id = record.identity().id;
+    let database = record.identity().id;
+    start_log(context, publisher, &record).await?;
+    record.stage = Stage::Complete;
+    state.put(record).await?;
+    Ok(Epoch { database, discarded })
+}
+
+async fn open_database<E: Runtime>(
+    context: &E,
+    record: &Record,
+) -> Result<Box<dyn Database>, Error> {
     let kind = Kind { family: record.parameters.family, hash: record.parameters.hash };
-    let database =
-        database::open(context.child("database"), kind, place(record.storage), OpenAt::Latest)
-            .await?;
+    let context = context.child("database");
+    Ok(database::open(context, kind, place(record.storage), OpenAt::Latest).await?)
+}
+
+/// Begins the log of the new identity with the state that the database has.
+async fn start_log<E: Runtime>(
+    context: &E,
+    publisher: &PrivateKey,
+    record: &Record,
+) -> Result<(), Error> {
+    let database = open_database(context, record).await?;
     let (found, metadata) = (database.state()?, database.metadata().await?);
     let now_ms = unix_ms(context.current());
     // The new history begins with the present key: how it came to sign the old one is no matter.
     RotationStore::of_publisher(context.child("publisher_keys")).await?.clear().await?;
     let base = Checkpoint {
-        database: id,
-        family: kind.family,
-        hash: kind.hash,
+        database: record.identity().id,
+        family: record.parameters.family,
+        hash: record.parameters.hash,
         sequence: metadata.map_or(0, |metadata| metadata.sequence),
         floor: found.floor,
         size: found.size,
@@ -64,17 +133,60 @@ async fn begin<E: Runtime>(context: &E, publisher: &PrivateKey) -> Result<Databa
     }
     .sign(publisher);
     let ledger = Ledger::create(context, place(record.storage), database, base).await?;
-    ledger.sync().await?;
-    record.epoch_pending = false;
-    state.put(record).await?;
-    Ok(id)
+    Ok(ledger.sync().await?)
 }
 
-/// Brings the database up to its log, where the two still fit; else it goes on as it is.
-async fn catch_up<E: Runtime>(context: &E, storage: Mode) {
-    match Ledger::open(context, place(storage), false, |_| {}).await {
-        Ok(Some(ledger)) => ledger.close().await,
-        Ok(None) => {}
-        Err(error) => tracing::warn!(%error, "going on with the database as it is"),
+/// Brings the database up to its log, and gathers the log's idempotency keys. With `discard`, what prevents that is
+/// given up, and said.
+async fn catch_up<E: Runtime>(
+    context: &E,
+    record: &Record,
+    known: &mut Idempotency,
+    discard: bool,
+) -> Result<Option<Discarded>, Error> {
+    let whole = require_all(context, record).await;
+    let mut newest = None;
+    let read = match &whole {
+        // Opening would make what is missing.
+        Err(_) if !discard => Ok(()),
+        _ => read_log(context, record, known, &mut newest).await,
+    };
+    let is_read = read.is_ok();
+    let Err(error) = whole.and(read) else { return Ok(None) };
+    if !discard {
+        return Err(Error::Unreadable(Box::new(error)));
     }
+    tracing::warn!(%error, "going on with the database as it is");
+    let metadata = open_database(context, record).await?.metadata().await?;
+    let kept = metadata.map_or(0, |metadata| metadata.sequence);
+    let idempotency_keys = if is_read { 0 } else { std::mem::take(known).count() };
+    let log = CommitLog::open(context.child("log"), GENERATION, |_| {}).await;
+    let is_exact = is_read || log.is_ok_and(|log| log.is_some());
+    Ok(Some(Discarded { kept, found: newest, is_exact, idempotency_keys }))
+}
+
+async fn read_log<E: Runtime>(
+    context: &E,
+    record: &Record,
+    known: &mut Idempotency,
+    newest: &mut Option<u64>,
+) -> Result<(), Error> {
+    let id = record.identity().id;
+    known.carry(&CarriedKeys::open(context.child("carried")).await?, id);
+    let ledger = Ledger::open(context, place(record.storage), false, |commit| {
+        *newest = Some(commit.sequence());
+        known.remember(commit);
+    })
+    .await?
+    .ok_or_else(|| Error::Missing("every record of the commit log is".into()))?;
+    let head = ledger.head();
+    known.forget_before(ledger.log().bounds().first);
+    ledger.close().await;
+    if head.checkpoint.database != id {
+        return Err(Error::Mismatch(format!(
+            "the commit log is of database {}, the storage record of {id}",
+            head.checkpoint.database
+        )));
+    }
+    Ok(())
 }

@@ -1,8 +1,20 @@
 //! Requests that were answered, so that asking again changes nothing.
 //!
-//! An entry lives as long as its commit's record is kept, restarts included: the log carries it.
+//! An entry lives as long as its commit's record is kept, restarts included: the log carries it. A new epoch begins a new
+//! log, so [`CarriedKeys`] keeps the entries of the old one, until the new log's first record is trimmed.
 
-use crate::{api::Receipt, commit_log::Commit, database::types::Digest};
+use crate::{
+    api::Receipt,
+    commit_log::Commit,
+    database::types::{DatabaseId, Digest, IDEMPOTENCY_KEY_LENGTH_MAX, Root},
+    runtime::Runtime,
+    storage_record::{self, Error, Records},
+};
+use commonware_codec::{
+    Buf, EncodeSize, Error as CodecError, FixedSize as _, RangeCfg, Read, ReadExt as _, Write,
+};
+use commonware_runtime::BufMut;
+use commonware_utils::sequence::U64;
 use std::collections::{HashMap, VecDeque};
 
 /// Entries remembered; with more, requests that carry a key are answered `busy`.
@@ -24,6 +36,8 @@ pub enum Known {
 pub struct Idempotency {
     entries: HashMap<Vec<u8>, (Digest, Receipt)>,
     order: VecDeque<(u64, Vec<u8>)>,
+    /// First sequence of the epoch, while entries of the one before are remembered.
+    carried: Option<u64>,
 }
 
 impl Idempotency {
@@ -49,6 +63,23 @@ impl Idempotency {
         }
     }
 
+    /// Remembers what was carried over into the epoch of `database`. Before any commit of the epoch.
+    pub fn carry<E: Runtime>(&mut self, keys: &CarriedKeys<E>, database: DatabaseId) {
+        for chunk in keys.0.values().values().filter(|chunk| chunk.database == database) {
+            self.carried = Some(chunk.first);
+            for (key, body, receipt) in &chunk.entries {
+                // The records that they were in are gone; they go with the first of the epoch.
+                self.order.push_back((chunk.first, key.clone()));
+                self.entries.insert(key.clone(), (*body, receipt.clone()));
+            }
+        }
+    }
+
+    /// Whether everything that was carried over is forgotten; true once.
+    pub fn carried_expired(&mut self, first: u64) -> bool {
+        self.carried.take_if(|carried| *carried < first).is_some()
+    }
+
     /// What is known of `key`, used with a request of digest `body`.
     pub fn look_up(&self, key: &[u8], body: Digest) -> Known {
         match self.entries.get(key) {
@@ -66,6 +97,95 @@ impl Idempotency {
     /// Whether no further entry may be remembered.
     pub fn is_full(&self) -> bool {
         self.entries.len() >= ENTRIES_MAX
+    }
+}
+
+/// Partition of what a new epoch carried over.
+pub const CARRIED_PARTITION: &str = "carried-idempotency-keys";
+/// Entries in one record.
+const CHUNK_ENTRIES: usize = 4_096;
+
+/// Some entries that were carried over.
+#[derive(Clone, Debug)]
+struct Chunk {
+    /// The database that they were carried into.
+    database: DatabaseId,
+    /// Sequence of the epoch's first record.
+    first: u64,
+    entries: Vec<(Vec<u8>, Digest, Receipt)>,
+}
+
+impl Write for Chunk {
+    fn write(&self, buf: &mut impl BufMut) {
+        self.database.write(buf);
+        self.first.write(buf);
+        self.entries.len().write(buf);
+        for (key, body, receipt) in &self.entries {
+            key.as_slice().write(buf);
+            body.write(buf);
+            receipt.size.write(buf);
+            receipt.root.write(buf);
+            receipt.sequence.write(buf);
+        }
+    }
+}
+
+impl EncodeSize for Chunk {
+    fn encode_size(&self) -> usize {
+        let entry =
+            |key: &Vec<u8>| key.as_slice().encode_size() + Digest::SIZE + 8 + Root::SIZE + 8;
+        let entries: usize = self.entries.iter().map(|(key, ..)| entry(key)).sum();
+        DatabaseId::SIZE + 8 + self.entries.len().encode_size() + entries
+    }
+}
+
+impl Read for Chunk {
+    type Cfg = ();
+    fn read_cfg(buf: &mut impl Buf, _: &()) -> Result<Self, CodecError> {
+        let (database, first) = (DatabaseId::read(buf)?, u64::read(buf)?);
+        let count = usize::read_cfg(buf, &RangeCfg::new(0..=CHUNK_ENTRIES))?;
+        let mut entries = Vec::with_capacity(count);
+        for _ in 0..count {
+            let range = RangeCfg::new(1..=IDEMPOTENCY_KEY_LENGTH_MAX);
+            let key = Vec::read_cfg(buf, &(range, ()))?;
+            let body = Digest::read(buf)?;
+            let (size, root) = (u64::read(buf)?, Root::read(buf)?);
+            entries.push((key, body, Receipt { size, root, sequence: u64::read(buf)? }));
+        }
+        Ok(Self { database, first, entries })
+    }
+}
+
+/// What a new epoch carried over, on disk.
+pub struct CarriedKeys<E: Runtime>(Records<E, U64, Chunk>);
+
+impl<E: Runtime> CarriedKeys<E> {
+    /// Opens it. Makes nothing.
+    pub async fn open(context: E) -> Result<Self, Error> {
+        Ok(Self(Records::open(context, CARRIED_PARTITION).await?))
+    }
+
+    /// Keeps the entries of `known` for the epoch of `database`, whose first record is `first`. Durable on return.
+    pub async fn keep(
+        &mut self,
+        known: &Idempotency,
+        database: DatabaseId,
+        first: u64,
+    ) -> Result<(), Error> {
+        let entry = |(_, key): &(u64, Vec<u8>)| {
+            let (body, receipt) = known.entries.get(key)?;
+            Some((key.clone(), *body, receipt.clone()))
+        };
+        let entries: Vec<_> = known.order.iter().filter_map(entry).collect();
+        let chunks = entries.chunks(CHUNK_ENTRIES).enumerate().map(|(index, entries)| {
+            (U64::new(index as u64), Chunk { database, first, entries: entries.to_vec() })
+        });
+        self.0.update(|records| *records = chunks.collect()).await
+    }
+
+    /// Removes it, if there is any.
+    pub async fn remove(context: &E) -> Result<(), Error> {
+        storage_record::remove_partition(context, CARRIED_PARTITION).await
     }
 }
 

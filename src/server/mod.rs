@@ -6,11 +6,12 @@ mod epoch;
 pub mod generator;
 pub mod idempotency;
 mod metrics;
+mod opening;
 pub mod publisher;
 mod rotate;
 mod run;
 pub mod state;
 
-pub use epoch::new_epoch;
+pub use epoch::{Discarded, Epoch, new_epoch};
 pub use rotate::{Rotated, rotate_key};
 pub use run::main;

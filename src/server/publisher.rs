@@ -5,7 +5,7 @@
 //! before the sync, and after a failed one nothing is signed any more.
 
 use super::{
-    idempotency::{Idempotency, Known},
+    idempotency::{CarriedKeys, Idempotency, Known},
     metrics::{Metrics, SourceLabel},
 };
 use crate::{
@@ -294,6 +294,12 @@ impl<E: Runtime> Publisher<E> {
         self.ledger.maintain(now, self.config.history).await?;
         let first = self.ledger.log().bounds().first;
         self.idempotency.forget_before(first);
+        if self.idempotency.carried_expired(first) {
+            // Left over, it would be read at each start, and change nothing.
+            if let Err(error) = CarriedKeys::remove(&self.context).await {
+                tracing::warn!(%error, "cannot remove expired idempotency keys");
+            }
+        }
         self.metrics.log_bytes.set(i64::try_from(self.ledger.log().bytes()).unwrap_or(i64::MAX));
         self.metrics.log_first_sequence.set(i64::try_from(first).unwrap_or(i64::MAX));
         self.metrics

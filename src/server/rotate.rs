@@ -2,8 +2,9 @@
 
 use super::{
     core::{Error, place},
-    run::{failure, load_key},
-    state::State,
+    opening::{check_layout, require_all},
+    run::{failure, load_existing_key, load_key},
+    state::{Stage, State},
 };
 use crate::{
     checkpoint::{Rotation, RotationStore, SignedCheckpoint, rotation::ROTATIONS_MAX, unix_ms},
@@ -43,7 +44,7 @@ pub fn rotate_key(
     }
     let successor_path = storage_dir.join("publisher.key.next");
     let mut rotated = daemon::with_storage(storage_dir, |context| async move {
-        let retired = load_key(publisher_key, storage_dir, "publisher.key")?;
+        let retired = load_existing_key(publisher_key, storage_dir, "publisher.key")?;
         let successor = load_key(new_key, storage_dir, "publisher.key.next")?;
         hand_over(&context, &retired, &successor).await.map_err(failure)
     })?;
@@ -75,8 +76,16 @@ async fn hand_over<E: Runtime>(
     let mismatch = |text: String| Error::Mismatch(text);
     let record = State::open(context.child("state")).await?.get();
     let record = record.ok_or_else(|| mismatch("no database was made in this directory".into()))?;
-    if record.epoch_pending {
-        return Err(mismatch("'syncctl new-epoch' was interrupted: run it again".into()));
+    check_layout(&record.parameters)?;
+    match record.stage {
+        Stage::Complete => require_all(context, &record).await?,
+        Stage::EpochPending => {
+            return Err(mismatch("'syncctl new-epoch' was interrupted: run it again".into()));
+        }
+        Stage::Creating => {
+            let text = "the first start of the server was interrupted: start it again";
+            return Err(mismatch(text.into()));
+        }
     }
     let ledger = Ledger::open(context, place(record.storage), false, |_| {}).await?;
     let ledger = ledger.ok_or_else(|| mismatch("the commit log is missing".into()))?;

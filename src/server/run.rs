@@ -37,9 +37,9 @@ fn try_main(arguments: Vec<OsString>) -> Result<(), Failure> {
 fn start(config: Config, telemetry: &Telemetry) -> Result<(), Failure> {
     let (level, spans) = (telemetry.level.clone(), telemetry.spans.clone());
     let ground = daemon::take_ground(&config.storage_dir, config.api, config.metrics)?;
-    let identity = load_key(config.identity_key.as_deref(), &config.storage_dir, "identity.key")?;
-    let publisher =
-        load_key(config.publisher_key.as_deref(), &config.storage_dir, "publisher.key")?;
+    let key = if daemon::has_data(&config.storage_dir) { load_existing_key } else { load_key };
+    let identity = key(config.identity_key.as_deref(), &config.storage_dir, "identity.key")?;
+    let publisher = key(config.publisher_key.as_deref(), &config.storage_dir, "publisher.key")?;
     tracing::info!(version = crate::VERSION, config = ?config, "starting");
     let storage_dir = config.storage_dir.clone();
     daemon::run_on_runtime(&storage_dir, move |context| {
@@ -57,6 +57,26 @@ pub(crate) fn load_key(
         Some(path) => keys::load_private(path)?,
         None => keys::load_or_create_private(&storage_dir.join(name))?,
     })
+}
+
+/// The key of a flag, or the one in the storage directory, which holds a database: a key that is not there any more is
+/// not replaced in silence.
+pub(crate) fn load_existing_key(
+    flag: Option<&Path>,
+    storage_dir: &Path,
+    name: &str,
+) -> Result<PrivateKey, Failure> {
+    let path = storage_dir.join(name);
+    if flag.is_none() && !path.exists() {
+        let consequence = match name {
+            "publisher.key" => {
+                "then 'syncctl new-epoch': replicas adopt what it signs by hand only"
+            }
+            _ => "replicas then need its public half as --server-key",
+        };
+        return Err(daemon::missing_key(&path, consequence));
+    }
+    load_key(flag, storage_dir, name)
 }
 
 fn load_authorized(config: &Config) -> Result<Authorized, Failure> {

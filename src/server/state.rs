@@ -4,13 +4,45 @@ use crate::{
     checkpoint::{Identity, Parameters},
     database::types::Mode,
     runtime::Runtime,
+    storage_record::{Error, Records},
 };
 use commonware_codec::{Buf, Error as CodecError, FixedSize, Read, ReadExt as _, Write};
 use commonware_runtime::BufMut;
-use commonware_storage::metadata::{Config, Metadata};
 use commonware_utils::sequence::U64;
 
+/// Partition of the record.
+pub const PARTITION: &str = "server";
 const RECORD: u64 = 0;
+
+/// How far the storage's making has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// A database is here.
+    Complete,
+    /// `syncctl new-epoch` was begun and not finished.
+    EpochPending,
+    /// The first start was begun and not finished: nothing was served yet, so what lies here may be removed.
+    Creating,
+}
+
+impl Stage {
+    const fn byte(self) -> u8 {
+        match self {
+            Self::Complete => 0,
+            Self::EpochPending => 1,
+            Self::Creating => 2,
+        }
+    }
+
+    const fn from_byte(byte: u8) -> Option<Self> {
+        match byte {
+            0 => Some(Self::Complete),
+            1 => Some(Self::EpochPending),
+            2 => Some(Self::Creating),
+            _ => None,
+        }
+    }
+}
 
 /// The record.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,8 +53,8 @@ pub struct Record {
     pub generated: bool,
     /// How much of the database is kept.
     pub storage: Mode,
-    /// Whether a new epoch was begun and not finished.
-    pub epoch_pending: bool,
+    /// How far its making has come.
+    pub stage: Stage,
 }
 
 impl Record {
@@ -37,7 +69,7 @@ impl Write for Record {
         self.parameters.write(buf);
         // One byte of flags.
         (u8::from(self.generated) | u8::from(self.storage == Mode::Compact) << 1).write(buf);
-        self.epoch_pending.write(buf);
+        self.stage.byte().write(buf);
     }
 }
 
@@ -53,34 +85,41 @@ impl Read for Record {
         if flags > 3 {
             return Err(CodecError::InvalidEnum(flags));
         }
+        let stage = u8::read(buf)?;
         Ok(Self {
             parameters,
             generated: flags & 1 != 0,
             storage: if flags & 2 != 0 { Mode::Compact } else { Mode::Full },
-            epoch_pending: bool::read(buf)?,
+            stage: Stage::from_byte(stage).ok_or(CodecError::InvalidEnum(stage))?,
         })
     }
 }
 
 /// The record on disk.
-pub struct State<E: Runtime>(Metadata<E, U64, Record>);
+pub struct State<E: Runtime>(Records<E, U64, Record>);
 
 impl<E: Runtime> State<E> {
-    /// Opens the record's storage.
-    pub async fn open(context: E) -> Result<Self, commonware_storage::metadata::Error> {
-        let config = Config { partition: "server".into(), codec_config: () };
-        Ok(Self(Metadata::init(context, config).await?))
+    /// Opens the record's storage. Makes nothing.
+    pub async fn open(context: E) -> Result<Self, Error> {
+        Ok(Self(Records::open(context, PARTITION).await?))
     }
 
-    /// The record, if a database was made here.
+    /// The record, if a database was made here, or begun.
     pub fn get(&self) -> Option<Record> {
         self.0.get(&U64::new(RECORD)).cloned()
     }
 
+    /// Whether one copy of it was found damaged.
+    pub const fn was_repaired(&self) -> bool {
+        self.0.was_repaired()
+    }
+
     /// Replaces the record. Durable on return.
-    pub async fn put(self, record: Record) -> Result<Self, commonware_storage::metadata::Error> {
-        let Self(mut metadata) = self;
-        metadata.put(U64::new(RECORD), record);
-        Ok(Self(metadata.sync().await?))
+    pub async fn put(&mut self, record: Record) -> Result<(), Error> {
+        self.0
+            .update(|records| {
+                records.insert(U64::new(RECORD), record);
+            })
+            .await
     }
 }

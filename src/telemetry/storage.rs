@@ -10,7 +10,7 @@ use std::sync::Arc;
 /// Which use of the storage failed.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub struct OperationLabel {
-    /// `commit`, `maintain` or `read`.
+    /// `commit`, `maintain`, `read`, or `record` for a small record with a damaged copy.
     pub operation: &'static str,
 }
 
@@ -27,7 +27,7 @@ impl StorageErrors {
             Family::default(),
         )));
         // A series that begins with its first failure would hide that failure from rates.
-        for operation in ["commit", "maintain", "read"] {
+        for operation in ["commit", "maintain", "read", "record"] {
             let _ = errors.0.get_or_create(&OperationLabel { operation });
         }
         errors

@@ -302,6 +302,11 @@ impl Daemon {
         wait_for("the process ends", || self.child.try_wait().unwrap())
     }
 
+    /// The exit status, if the process has ended.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().unwrap()
+    }
+
     /// Stops in order; must exit 0.
     pub fn stop(mut self) {
         self.signal(rustix::process::Signal::TERM);
