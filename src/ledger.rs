@@ -11,8 +11,12 @@
 //! - Opening executes again what the log holds beyond the database; a different root, or commits
 //!   of another execution version, end it before anything is applied.
 
+mod holds;
+
+pub use holds::{HOLD_OPERATIONS_MAX, Hold, Holds};
+
 use crate::{
-    checkpoint::{SignedCheckpoint, unix_ms},
+    checkpoint::SignedCheckpoint,
     commit_log::{self, Bounds, Commit, CommitLog, Retention},
     database::{
         self, Database, EXECUTION_VERSION, Entries, Exporter, Fetch, KeyProof, Kind, OpenAt, Place,
@@ -26,13 +30,12 @@ use crate::{
 use bytes::Bytes;
 use commonware_utils::sync::{AsyncRwLock, Mutex};
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::VecDeque,
     num::{NonZeroU64, NonZeroUsize},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::SystemTime,
 };
 use tokio::sync::watch;
 use tracing::Instrument as _;
@@ -109,18 +112,6 @@ pub struct History {
     pub operations: Option<u64>,
 }
 
-/// Keeps the log from `sequence` and the operations from `floor` while it lives.
-pub struct Hold {
-    holds: Arc<Mutex<BTreeMap<u64, (u64, u64)>>>,
-    id: u64,
-}
-
-impl Drop for Hold {
-    fn drop(&mut self) {
-        self.holds.lock().remove(&self.id);
-    }
-}
-
 /// Keeps the state of a running export readable while it lives.
 pub struct ExportHold {
     _hold: Hold,
@@ -146,8 +137,7 @@ pub struct Ledger<E: Runtime> {
     pruned: AtomicU64,
     /// Which work made the newest commits.
     traces: Mutex<VecDeque<(u64, TraceContext)>>,
-    holds: Arc<Mutex<BTreeMap<u64, (u64, u64)>>>,
-    next_hold: AtomicU64,
+    holds: Arc<Holds>,
     exports: Arc<watch::Sender<usize>>,
 }
 
@@ -212,7 +202,6 @@ impl<E: Runtime> Ledger<E> {
             pruned: AtomicU64::new(0),
             traces: Mutex::default(),
             holds: Arc::default(),
-            next_hold: AtomicU64::new(0),
             exports: Arc::new(watch::Sender::new(0)),
         }
     }
@@ -313,15 +302,16 @@ impl<E: Runtime> Ledger<E> {
         traces.iter().rev().find(|(noted, _)| *noted == sequence).map(|(_, trace)| *trace)
     }
 
-    /// Takes a later signature of the state that the ledger is at.
+    /// Takes another signature of the state that the ledger is at: the one that came last, which
+    /// after a step of the publisher's clock may name an earlier time.
     pub fn resign(&self, checkpoint: SignedCheckpoint) {
         self.head.send_if_modified(|head| {
-            let newer = head.checkpoint.same_state(&checkpoint.checkpoint)
-                && head.checkpoint.signed_at_ms < checkpoint.checkpoint.signed_at_ms;
-            if newer {
+            let is_another = head.checkpoint.same_state(&checkpoint.checkpoint)
+                && head.checkpoint.signed_at_ms != checkpoint.checkpoint.signed_at_ms;
+            if is_another {
                 *head = checkpoint;
             }
-            newer
+            is_another
         });
     }
 
@@ -454,15 +444,17 @@ impl<E: Runtime> Ledger<E> {
 
     /// Keeps what a replica needs that is building the state of `checkpoint`.
     pub fn hold(&self, checkpoint: &SignedCheckpoint) -> Hold {
-        let id = self.next_hold.fetch_add(1, Ordering::Relaxed);
-        let checkpoint = &checkpoint.checkpoint;
-        self.holds.lock().insert(id, (checkpoint.sequence, checkpoint.floor));
-        Hold { holds: self.holds.clone(), id }
+        self.holds.begin(&checkpoint.checkpoint)
+    }
+
+    /// What is held at present.
+    pub fn holds(&self) -> &Holds {
+        &self.holds
     }
 
     /// Makes the applied state durable in the background of reads, then trims the log and prunes
     /// operations. Called now and then by the owner.
-    pub async fn maintain(&self, now: SystemTime, history: History) -> Result<(), Error> {
+    pub async fn maintain(&self, history: History) -> Result<(), Error> {
         let (handle, sequence) = {
             let mut database = self.database.write().await;
             let sequence = self.head.borrow().checkpoint.sequence;
@@ -476,17 +468,16 @@ impl<E: Runtime> Ledger<E> {
             handle.await.map_err(|error| database::Error::Storage(error.to_string()))?;
             self.durable.store(sequence, Ordering::Release);
         }
-        self.trim(now, history).await?;
+        self.trim(history).await?;
         self.prune(history).await
     }
 
-    async fn trim(&self, now: SystemTime, history: History) -> Result<(), Error> {
+    async fn trim(&self, history: History) -> Result<(), Error> {
         let mut keep_from = self.durable.load(Ordering::Acquire);
         if self.log.bytes() <= history.log.bytes.saturating_add(HOLD_BYTES_MAX) {
-            let held = self.holds.lock().values().map(|(sequence, _)| *sequence).min();
-            keep_from = keep_from.min(held.unwrap_or(u64::MAX));
+            keep_from = keep_from.min(self.holds.sequence().unwrap_or(u64::MAX));
         }
-        Ok(self.log.trim(history.log, unix_ms(now), keep_from).await?)
+        Ok(self.log.trim(history.log, keep_from).await?)
     }
 
     async fn prune(&self, history: History) -> Result<(), Error> {
@@ -495,8 +486,7 @@ impl<E: Runtime> Ledger<E> {
         }
         let Some(retained) = history.operations else { return Ok(()) };
         let floor = self.head.borrow().checkpoint.floor;
-        let held = self.holds.lock().values().map(|(_, floor)| *floor).min();
-        let location = floor.saturating_sub(retained).min(held.unwrap_or(u64::MAX));
+        let location = self.holds.prune_at(floor.saturating_sub(retained));
         let mut database = self.database.write().await;
         // Files are dropped as a whole; asking for less than one is only work.
         if location >= database.retained_from()? + PRUNE_STEP {

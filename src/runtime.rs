@@ -1,16 +1,108 @@
 //! The one bound that names what everything between the wire and the disk needs of a runtime, so
 //! that the same code runs on `tokio` in production and on `deterministic` in simulation.
+//!
+//! There are two clocks. `Clock::current` is the wall clock: it can step in either direction and
+//! is only for what is written down or shown. Every interval, deadline and age is measured by
+//! [`Monotonic`], which no administrator and no time server can move.
 
-use commonware_runtime::{Clock, Metrics, Network, Resolver, Spawner, Storage, Supervisor};
+use commonware_runtime::{
+    Clock, Metrics, Network, Resolver, Spawner, Storage, Supervisor, deterministic, tokio,
+};
 use rand_core::CryptoRng;
+use std::{
+    sync::OnceLock,
+    time::{Duration, Instant, SystemTime},
+};
+
+/// A clock that only goes forward, at the pace of `Clock::sleep`.
+pub trait Monotonic {
+    /// Time since a fixed point of this process. Time in which the machine was suspended need not
+    /// count.
+    fn monotonic(&self) -> Duration;
+}
+
+impl Monotonic for tokio::Context {
+    fn monotonic(&self) -> Duration {
+        static START: OnceLock<Instant> = OnceLock::new();
+        START.get_or_init(Instant::now).elapsed()
+    }
+}
+
+impl Monotonic for deterministic::Context {
+    fn monotonic(&self) -> Duration {
+        self.current().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
+    }
+}
 
 /// A context of `commonware-runtime` with everything that a daemon uses.
 pub trait Runtime:
-    Storage + Clock + Metrics + Spawner + Network + Resolver + Supervisor + CryptoRng + Send
+    Storage + Clock + Monotonic + Metrics + Spawner + Network + Resolver + Supervisor + CryptoRng + Send
 {
 }
 
 impl<T> Runtime for T where
-    T: Storage + Clock + Metrics + Spawner + Network + Resolver + Supervisor + CryptoRng + Send
+    T: Storage
+        + Clock
+        + Monotonic
+        + Metrics
+        + Spawner
+        + Network
+        + Resolver
+        + Supervisor
+        + CryptoRng
+        + Send
 {
+}
+
+/// A difference between the two clocks below this is no step: clocks are slewed, and tasks wait.
+pub const STEP_MIN: Duration = Duration::from_secs(1);
+
+/// What the wall clock did between two looks, beyond the time that really passed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// It went back.
+    Back(Duration),
+    /// It went ahead, or the machine was suspended.
+    Ahead(Duration),
+}
+
+/// Notices steps of the wall clock.
+#[derive(Debug)]
+pub struct StepWatch {
+    wall: SystemTime,
+    monotonic: Duration,
+}
+
+impl StepWatch {
+    /// Begins with what both clocks say.
+    pub const fn new(wall: SystemTime, monotonic: Duration) -> Self {
+        Self { wall, monotonic }
+    }
+
+    /// The step since the last look, if there was one.
+    pub fn look(&mut self, wall: SystemTime, monotonic: Duration) -> Option<Step> {
+        let expected = self.wall + monotonic.saturating_sub(self.monotonic);
+        *self = Self { wall, monotonic };
+        match wall.duration_since(expected) {
+            Ok(ahead) => (ahead >= STEP_MIN).then_some(Step::Ahead(ahead)),
+            Err(back) => (back.duration() >= STEP_MIN).then_some(Step::Back(back.duration())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_are_told_from_the_passing_of_time() {
+        let wall = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        let at = Duration::from_secs;
+        let mut watch = StepWatch::new(wall(1000), at(5));
+        assert_eq!(watch.look(wall(1060), at(65)), None);
+        assert_eq!(watch.look(wall(4661), at(66)), Some(Step::Ahead(at(3600))));
+        assert_eq!(watch.look(wall(4662), at(67)), None);
+        assert_eq!(watch.look(wall(1063), at(68)), Some(Step::Back(at(3600))));
+        assert_eq!(watch.look(wall(1064), at(69)), None);
+    }
 }

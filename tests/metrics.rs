@@ -42,6 +42,10 @@ const SERVER: &[&str] = &[
     "syncd_server_sent_bytes_total",
     "syncd_server_queue_requests",
     "syncd_server_idempotency_entries",
+    "syncd_server_clock_steps_total{direction=\"back\"}",
+    "syncd_server_clock_steps_total{direction=\"ahead\"}",
+    "syncd_server_held_operations",
+    "syncd_server_holds_lapsed_total",
 ];
 
 /// As [`SERVER`], for a client.

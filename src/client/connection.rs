@@ -11,6 +11,7 @@ use crate::{
     runtime::Runtime,
     wire::{Code, Hello, WIRE_VERSION, Welcome},
 };
+use commonware_utils::sync::Mutex;
 use std::{
     sync::{Arc, atomic::Ordering},
     time::Duration,
@@ -56,6 +57,9 @@ pub struct Session<E: Runtime> {
     pub link: Arc<Link<E>>,
     /// What the server said of itself.
     pub welcome: Welcome,
+    /// The watch of a state sync, until the replica has caught up from the adopted state: while it
+    /// lasts, the server keeps the log from there on.
+    pub held: Mutex<Option<commonware_runtime::AbortOnDrop<()>>>,
 }
 
 /// The task's state.
@@ -79,12 +83,12 @@ impl<E: Runtime> Connection<E> {
     pub async fn run(self, mut context: E) {
         let mut backoff = Backoff::default();
         loop {
-            let (started, before) = (context.current(), self.sequence());
+            let (started, before) = (context.monotonic(), self.sequence());
             let error = self.connect_and_hold(&context).await;
             self.sessions.send_replace(None);
             self.links.send_replace(None);
             self.replica.metrics.connected.set(0);
-            let lasted = context.current().duration_since(started).unwrap_or_default();
+            let lasted = context.monotonic().saturating_sub(started);
             let good = lasted > GOOD_AFTER && !matches!(error, LinkError::Protocol(_));
             if good || self.sequence() > before {
                 backoff.reset();
@@ -136,7 +140,11 @@ impl<E: Runtime> Connection<E> {
         self.replica.metrics.connected.set(1);
         self.replica.set_error(None);
         self.links.send_replace(Some(link.clone()));
-        self.sessions.send_replace(Some(Arc::new(Session { link: link.clone(), welcome })));
+        self.sessions.send_replace(Some(Arc::new(Session {
+            link: link.clone(),
+            welcome,
+            held: Mutex::default(),
+        })));
         link.closed().await
     }
 

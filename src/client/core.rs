@@ -238,7 +238,7 @@ async fn maintain<E: Runtime>(
     loop {
         context.sleep(MAINTENANCE_INTERVAL).await;
         let Some(ledger) = replica.ledger.load_full() else { continue };
-        if let Err(error) = ledger.maintain(context.current(), history).await {
+        if let Err(error) = ledger.maintain(history).await {
             let current = replica.ledger.load_full();
             if current.is_some_and(|current| Arc::ptr_eq(&current, &ledger)) {
                 errors.count("maintain");

@@ -71,6 +71,7 @@ impl<E: Runtime> SyncLoop<E> {
                 return Ok(Step::Done(outcome));
             }
             self.replica.set_phase(Phase::Following, self.context.current());
+            self.release(session);
             if let Some(wanted) = &target {
                 let now = self.context.current();
                 let interval = self.config.pace.target_update_interval;
@@ -83,6 +84,13 @@ impl<E: Runtime> SyncLoop<E> {
                     target = asked.map(|(target, _)| target).or(target);
                 }
             }
+        }
+    }
+
+    /// Ends the watch of a state sync once the replica has caught up from what it adopted.
+    pub(super) fn release(&self, session: &Session<E>) {
+        if self.replica.lag_operations() == 0 {
+            session.held.lock().take();
         }
     }
 

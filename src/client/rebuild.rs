@@ -70,12 +70,12 @@ impl<E: Runtime> SyncLoop<E> {
             )
             .instrument(span) => Some(result),
         };
-        drop(watching);
         let ledger = match result {
             None => return Ok(Step::Stop),
             Some(Ok(ledger)) => Arc::new(ledger),
             Some(Err(error)) => return self.state_sync_failed(error),
         };
+        *session.held.lock() = watching;
         self.adopt(old, ledger, started).await?;
         Ok(Step::Done(None))
     }

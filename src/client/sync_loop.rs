@@ -175,6 +175,7 @@ impl<E: Runtime> SyncLoop<E> {
             match outcome {
                 Outcome::End(end) => return Ok(Step::Done(end)),
                 Outcome::Reached => {
+                    self.release(session);
                     self.replica.set_phase(Phase::Polling, self.context.current());
                     let sleep = self.context.sleep(self.config.pace.sync_interval);
                     if let Step::Stop = self.or_stop(sleep).await {

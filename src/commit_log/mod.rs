@@ -8,13 +8,19 @@
 //! builds on the checkpoint of the one before. The newest record is never trimmed, nor one that
 //! the database has not made durable yet.
 
+mod age;
 mod record;
 
+pub use age::CLOCK_TRUSTED_AFTER;
 pub use record::{
     Base, CHANGES_MAX, Commit, IDEMPOTENCY_ENTRIES_MAX, IdempotencyEntry, RECORD_VERSION,
 };
 
-use crate::{checkpoint::SignedCheckpoint, runtime::Runtime};
+use crate::{
+    checkpoint::{SignedCheckpoint, unix_ms},
+    runtime::Runtime,
+};
+use age::{Ages, Made};
 use commonware_codec::EncodeSize as _;
 use commonware_runtime::{ReadOptions, buffer::paged::CacheRef};
 use commonware_storage::journal::{
@@ -84,7 +90,8 @@ impl From<journal::Error> for Error {
 /// How much of the log is kept.
 #[derive(Clone, Copy, Debug)]
 pub struct Retention {
-    /// Records younger than this are kept, while `bytes` allows.
+    /// Records younger than this are kept, while `bytes` allows. A step of the wall clock makes no
+    /// record older.
     pub age: Duration,
     /// Most bytes kept.
     pub bytes: u64,
@@ -95,7 +102,7 @@ pub struct Retention {
 struct Segment {
     index: u64,
     bytes: u64,
-    newest_ms: u64,
+    newest: Made,
 }
 
 /// The range of records that may be read.
@@ -109,9 +116,11 @@ pub struct Bounds {
 
 /// A durable, bounded sequence of commits with one appender and many readers.
 pub struct CommitLog<E: Runtime> {
+    clock: E,
     journal: AsyncRwLock<Option<Journal<E, Commit>>>,
     bounds: watch::Sender<Bounds>,
     segments: Mutex<VecDeque<Segment>>,
+    ages: Mutex<Ages>,
 }
 
 /// Name of a generation's log, before the library's suffixes.
@@ -153,10 +162,12 @@ fn config(generation: u64) -> Config<()> {
 impl<E: Runtime> CommitLog<E> {
     /// Begins a log with `base`, dropping whatever the generation's log held. Durable on return.
     pub async fn create(context: E, generation: u64, base: &Commit) -> Result<Self, Error> {
+        let clock = context.child("clock");
         let journal = Journal::init_at_size(context, config(generation), base.sequence()).await?;
         let (journal, _) = journal.append(base).await?;
         let journal = journal.sync().await?;
-        let log = Self::with(journal, Bounds { first: base.sequence(), last: base.sequence() });
+        let bounds = Bounds { first: base.sequence(), last: base.sequence() };
+        let log = Self::with(clock, journal, bounds);
         log.account(std::slice::from_ref(base));
         Ok(log)
     }
@@ -168,6 +179,7 @@ impl<E: Runtime> CommitLog<E> {
         generation: u64,
         mut visit: impl FnMut(&Commit),
     ) -> Result<Option<Self>, Error> {
+        let clock = context.child("clock");
         let journal = Journal::<E, Commit>::init(context, config(generation)).await?;
         // The recovered tail is made durable before anything of it is served.
         let journal = journal.sync().await?;
@@ -177,16 +189,19 @@ impl<E: Runtime> CommitLog<E> {
             return Ok(None);
         }
         let bounds = Bounds { first: range.start, last: range.end - 1 };
-        let log = Self::with(journal, bounds);
+        let log = Self::with(clock, journal, bounds);
         log.scan(&mut visit).await?;
         Ok(Some(log))
     }
 
-    fn with(journal: Journal<E, Commit>, bounds: Bounds) -> Self {
+    fn with(clock: E, journal: Journal<E, Commit>, bounds: Bounds) -> Self {
+        let ages = Ages::new(clock.monotonic(), unix_ms(clock.current()));
         Self {
+            clock,
             journal: AsyncRwLock::new(Some(journal)),
             bounds: watch::Sender::new(bounds),
             segments: Mutex::new(VecDeque::new()),
+            ages: Mutex::new(ages),
         }
     }
 
@@ -207,7 +222,7 @@ impl<E: Runtime> CommitLog<E> {
                     )));
                 }
                 visit(&commit);
-                self.account(std::slice::from_ref(&commit));
+                self.enter(&commit, Made::Before(commit.checkpoint.checkpoint.committed_at_ms));
                 previous = Some(commit.checkpoint);
             }
         }
@@ -215,18 +230,20 @@ impl<E: Runtime> CommitLog<E> {
     }
 
     fn account(&self, commits: &[Commit]) {
+        let now = self.clock.monotonic();
+        commits.iter().for_each(|commit| self.enter(commit, Made::Here(now)));
+    }
+
+    fn enter(&self, commit: &Commit, made: Made) {
         let mut segments = self.segments.lock();
-        for commit in commits {
-            let index = commit.sequence() / SEGMENT_RECORDS.get();
-            let bytes = commit.encode_size() as u64;
-            let committed_ms = commit.checkpoint.checkpoint.committed_at_ms;
-            match segments.back_mut() {
-                Some(segment) if segment.index == index => {
-                    segment.bytes += bytes;
-                    segment.newest_ms = segment.newest_ms.max(committed_ms);
-                }
-                _ => segments.push_back(Segment { index, bytes, newest_ms: committed_ms }),
+        let index = commit.sequence() / SEGMENT_RECORDS.get();
+        let bytes = commit.encode_size() as u64;
+        match segments.back_mut() {
+            Some(segment) if segment.index == index => {
+                segment.bytes += bytes;
+                segment.newest = made;
             }
+            _ => segments.push_back(Segment { index, bytes, newest: made }),
         }
     }
 
@@ -309,15 +326,8 @@ impl<E: Runtime> CommitLog<E> {
 
     /// Drops the oldest segments that `retention` does not keep and whose records all lie below
     /// `keep_from` (what the database has not made durable, and what sessions still need).
-    pub async fn trim(
-        &self,
-        retention: Retention,
-        now_ms: u64,
-        keep_from: u64,
-    ) -> Result<(), Error> {
-        let Some(first) = self.first_after_trim(retention, now_ms, keep_from) else {
-            return Ok(());
-        };
+    pub async fn trim(&self, retention: Retention, keep_from: u64) -> Result<(), Error> {
+        let Some(first) = self.first_after_trim(retention, keep_from) else { return Ok(()) };
         // Readers are told before the records go.
         self.bounds.send_modify(|bounds| bounds.first = bounds.first.max(first));
         let mut slot = self.journal.write().await;
@@ -329,16 +339,24 @@ impl<E: Runtime> CommitLog<E> {
     }
 
     /// First sequence to keep, if there is anything to drop.
-    fn first_after_trim(&self, retention: Retention, now_ms: u64, keep_from: u64) -> Option<u64> {
+    fn first_after_trim(&self, retention: Retention, keep_from: u64) -> Option<u64> {
+        let now = self.clock.monotonic();
+        let mut ages = self.ages.lock();
+        ages.look(now, unix_ms(self.clock.current()));
         let segments = self.segments.lock();
         let mut bytes: u64 = segments.iter().map(|segment| segment.bytes).sum();
-        let oldest_kept_ms =
-            now_ms.saturating_sub(u64::try_from(retention.age.as_millis()).unwrap_or(u64::MAX));
+        // A record is no younger than a later one, whatever its own time says: one that was made
+        // while the clock was ahead does not keep what came before it.
+        let age = |segment: &Segment| ages.of(segment.newest, now);
+        let mut oldest = segments.iter().map(age).collect::<Vec<_>>();
+        for n in (1..oldest.len()).rev() {
+            oldest[n - 1] = oldest[n - 1].max(oldest[n]);
+        }
         let keep_from = keep_from.min(self.bounds().last);
         let mut first = None;
-        for segment in segments.iter() {
+        for (segment, age) in segments.iter().zip(oldest) {
             let end = (segment.index + 1) * SEGMENT_RECORDS.get();
-            let expendable = bytes > retention.bytes || segment.newest_ms < oldest_kept_ms;
+            let expendable = bytes > retention.bytes || age > retention.age;
             if !expendable || end > keep_from {
                 break;
             }

@@ -55,8 +55,9 @@ pub struct Commit {
 }
 
 impl Commit {
-    /// The commit that follows `head` and leads to `state`, signed with `key`. `now_ms` is the
-    /// present time; a signature is always newer than the one before.
+    /// The commit that follows `head` and leads to `state`, signed with `key` at `now_ms`. Times are
+    /// what the publisher's clock shows and may go back with it: sequences order commits, times
+    /// never do.
     pub fn following(
         head: Checkpoint,
         state: State,
@@ -74,7 +75,7 @@ impl Commit {
             root: state.root,
             operations_root: state.operations_root,
             committed_at_ms: metadata.committed_at_ms,
-            signed_at_ms: now_ms.max(head.signed_at_ms + 1),
+            signed_at_ms: now_ms,
             ..head
         }
         .sign(key);

@@ -2,6 +2,7 @@
 
 use super::{
     KEEPALIVE_INTERVAL, REQUEST_TIMEOUT,
+    credit::{Balance, CREDIT_BYTES, ITEM_BYTES_MIN, cost},
     frames::{Guard, Outgoing},
 };
 use crate::{
@@ -10,7 +11,7 @@ use crate::{
     wire::{ClientMessage, Refused, Request, Response, ServerMessage},
 };
 use bytes::Bytes;
-use commonware_codec::{DecodeExt as _, Encode as _, EncodeSize as _};
+use commonware_codec::{DecodeExt as _, Encode as _};
 use commonware_utils::sync::Mutex;
 use std::{
     collections::HashMap,
@@ -24,17 +25,8 @@ use std::{
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{Instrument as _, Span, field::Empty};
 
-/// Bytes of commits that a server may send ahead of what was executed here.
-pub const CREDIT_BYTES: u32 = 4 * 1024 * 1024;
-/// What the smallest commit costs, so that credit bounds their number as well.
-pub const ITEM_BYTES_MIN: u32 = 1024;
-/// Items of a stream that may wait here: what credit allows, and heartbeats between them.
-const STREAM_ITEMS_MAX: usize = (CREDIT_BYTES / ITEM_BYTES_MIN) as usize + 64;
-
-/// What an item of `size` bytes takes from a stream's credit.
-pub fn item_cost(size: usize) -> u32 {
-    u32::try_from(size).unwrap_or(u32::MAX).max(ITEM_BYTES_MIN)
-}
+/// Items of a stream that may wait here: what credit allows, and one that overdraws it.
+const STREAM_ITEMS_MAX: usize = (CREDIT_BYTES / ITEM_BYTES_MIN) as usize + 1;
 
 /// Why a connection could not be made, or a request not be answered.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -100,7 +92,16 @@ impl LinkError {
 /// Where the answers to a request go.
 enum Pending {
     Once(oneshot::Sender<Response>),
-    Stream { items: mpsc::Sender<Response>, credit: Arc<AtomicU64> },
+    Stream(Items),
+}
+
+/// The dispatcher's end of a stream.
+struct Items {
+    /// Each item with its cost.
+    queue: mpsc::Sender<(Response, u32)>,
+    /// The account of a stream of commits; a stream of checkpoints has none, and is bounded by
+    /// its queue.
+    balance: Option<Arc<Balance>>,
 }
 
 /// An open connection.
@@ -118,8 +119,9 @@ pub struct Link<E: Runtime> {
 pub struct Stream<E: Runtime> {
     id: u64,
     link: Arc<Link<E>>,
-    items: mpsc::Receiver<Response>,
-    credit: Arc<AtomicU64>,
+    items: mpsc::Receiver<(Response, u32)>,
+    balance: Option<Arc<Balance>>,
+    /// Cost of what was worked on and not yet granted again.
     owed: u32,
     /// How the server ended the stream, until somebody asks.
     ended: Option<Refused>,
@@ -188,21 +190,25 @@ impl<E: Runtime> Link<E> {
 
     /// Asks for a stream of commits after `sequence`.
     pub async fn follow(self: &Arc<Self>, sequence: u64) -> Result<Stream<E>, LinkError> {
-        self.stream(Request::Follow { sequence, credit: CREDIT_BYTES }).await
+        let balance = Arc::new(Balance::new(CREDIT_BYTES));
+        self.stream(Request::Follow { sequence, credit: CREDIT_BYTES }, Some(balance)).await
     }
 
     /// Asks for a stream of checkpoints while the state of `target` is fetched.
     pub async fn watch(self: &Arc<Self>, target: u64) -> Result<Stream<E>, LinkError> {
-        self.stream(Request::Watch { target }).await
+        self.stream(Request::Watch { target }, None).await
     }
 
-    async fn stream(self: &Arc<Self>, request: Request) -> Result<Stream<E>, LinkError> {
-        let (sender, items) = mpsc::channel(STREAM_ITEMS_MAX);
-        let credit = Arc::new(AtomicU64::new(u64::from(CREDIT_BYTES)));
-        let pending = Pending::Stream { items: sender, credit: credit.clone() };
+    async fn stream(
+        self: &Arc<Self>,
+        request: Request,
+        balance: Option<Arc<Balance>>,
+    ) -> Result<Stream<E>, LinkError> {
+        let (queue, items) = mpsc::channel(STREAM_ITEMS_MAX);
+        let pending = Pending::Stream(Items { queue, balance: balance.clone() });
         // A stream outlives the work that asked for it, and belongs to no trace.
         let id = self.send(request, None, pending).await?;
-        Ok(Stream { id, link: self.clone(), items, credit, owed: 0, ended: None })
+        Ok(Stream { id, link: self.clone(), items, balance, owed: 0, ended: None })
     }
 
     async fn send(
@@ -261,16 +267,16 @@ impl<E: Runtime> Link<E> {
 }
 
 impl<E: Runtime> Stream<E> {
-    /// The next item; credit for the one before is given back.
+    /// The next item; credit for those before is given back.
     pub async fn next(&mut self) -> Result<Response, LinkError> {
-        self.repay();
+        self.repay().await?;
         if let Some(refused) = self.ended.take() {
             return Err(LinkError::Refused(refused));
         }
         match self.items.recv().await {
-            Some(Response::Refused(refused)) => Err(LinkError::Refused(refused)),
-            Some(item) => {
-                self.account(&item);
+            Some((Response::Refused(refused), _)) => Err(LinkError::Refused(refused)),
+            Some((item, cost)) => {
+                self.owed = self.owed.saturating_add(cost);
                 Ok(item)
             }
             None => Err(self.link.why_closed()),
@@ -280,33 +286,30 @@ impl<E: Runtime> Stream<E> {
     /// An item that is already here. The end of the stream is left to [`Self::next`].
     pub fn try_next(&mut self) -> Option<Response> {
         match self.items.try_recv().ok()? {
-            Response::Refused(refused) => {
+            (Response::Refused(refused), _) => {
                 self.ended = Some(refused);
                 None
             }
-            item => {
-                self.account(&item);
+            (item, cost) => {
+                self.owed = self.owed.saturating_add(cost);
                 Some(item)
             }
         }
     }
 
-    fn account(&mut self, item: &Response) {
-        if let Response::Commit { commit, .. } = item {
-            self.owed = self.owed.saturating_add(item_cost(commit.encode_size()));
-        }
-    }
-
     /// Gives credit back in large steps, so that it costs few messages.
-    fn repay(&mut self) {
-        if self.owed < CREDIT_BYTES / 4 {
-            return;
-        }
+    async fn repay(&mut self) -> Result<(), LinkError> {
+        let Some(balance) = self.balance.as_ref().filter(|_| self.owed >= CREDIT_BYTES / 4) else {
+            return Ok(());
+        };
+        let outgoing = &self.link.outgoing;
+        let place = outgoing.reserve().await.map_err(|_| self.link.why_closed())?;
+        // Here first: the server may spend it before this task goes on.
+        balance.grant(self.owed, i64::MAX);
         let message = ClientMessage::Credit { id: self.id, bytes: self.owed };
-        if self.link.outgoing.try_send(message.encode().into()).is_ok() {
-            self.credit.fetch_add(u64::from(self.owed), Ordering::AcqRel);
-            self.owed = 0;
-        }
+        place.send(message.encode().into());
+        self.owed = 0;
+        Ok(())
     }
 }
 
@@ -365,7 +368,6 @@ impl Dispatcher {
     }
 
     fn dispatch(&self, frame: Bytes) -> Result<(), LinkError> {
-        let size = frame.len();
         let message =
             ServerMessage::decode(frame).map_err(|_| LinkError::Protocol("undecodable message"))?;
         let ServerMessage::Response { id, response } = message else { return Ok(()) };
@@ -377,30 +379,38 @@ impl Dispatcher {
                 let _ = answer.send(response);
                 Ok(())
             }
-            Some(Pending::Stream { items, credit }) => {
-                let is_end = matches!(response, Response::Refused(_));
-                if matches!(response, Response::Commit { .. }) {
-                    take_credit(&credit, size)?;
+            Some(Pending::Stream(items)) => {
+                if items.take(response)? {
+                    pending.insert(id, Pending::Stream(items));
                 }
-                match items.try_send(response) {
-                    Ok(()) if !is_end => {
-                        pending.insert(id, Pending::Stream { items, credit });
-                        Ok(())
-                    }
-                    Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => Ok(()),
-                    Err(mpsc::error::TrySendError::Full(_)) => {
-                        Err(LinkError::Protocol("more was sent than asked for"))
-                    }
-                }
+                Ok(())
             }
         }
     }
 }
 
-/// Takes an item's cost from the credit; a server may overdraw it by one item only.
-fn take_credit(credit: &AtomicU64, size: usize) -> Result<(), LinkError> {
-    let taken = credit.fetch_update(Ordering::AcqRel, Ordering::Acquire, |credit| {
-        (credit > 0).then(|| credit.saturating_sub(u64::from(item_cost(size))))
-    });
-    taken.map(|_| ()).map_err(|_| LinkError::Protocol("more was sent than credit allows"))
+impl Items {
+    /// Hands an item on, within the credit and of the kind that the stream is about; whether the
+    /// stream goes on.
+    fn take(&self, item: Response) -> Result<bool, LinkError> {
+        let is_end = matches!(item, Response::Refused(_));
+        match (&item, &self.balance) {
+            (Response::Checkpoint(_) | Response::Refused(_), _)
+            | (Response::Commit { .. }, Some(_)) => {}
+            _ => return Err(LinkError::Protocol("unexpected item in a stream")),
+        }
+        let cost = cost(&item);
+        if let Some(balance) = self.balance.as_ref().filter(|_| !is_end)
+            && !balance.spend(cost)
+        {
+            return Err(LinkError::Protocol("more was sent than credit allows"));
+        }
+        match self.queue.try_send((item, cost)) {
+            Ok(()) => Ok(!is_end),
+            Err(mpsc::error::TrySendError::Closed(_)) => Ok(false),
+            Err(mpsc::error::TrySendError::Full(_)) => {
+                Err(LinkError::Protocol("more was sent than asked for"))
+            }
+        }
+    }
 }

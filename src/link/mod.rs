@@ -10,10 +10,11 @@
 mod bounded;
 mod client;
 mod connector;
+pub mod credit;
 mod frames;
 
 pub use bounded::Bounded;
-pub use client::{CREDIT_BYTES, ITEM_BYTES_MIN, Link, LinkError, Stream, item_cost};
+pub use client::{Link, LinkError, Stream};
 pub use connector::{Connected, Connector};
 pub use frames::{Frames, Outgoing, spawn as spawn_frames};
 

@@ -10,4 +10,4 @@ pub mod follow;
 mod source;
 pub mod state_sync;
 
-pub use source::{LinkSource, Progress};
+pub use source::{LinkSource, Progress, RETRY_PAUSE_MAX};

@@ -17,6 +17,8 @@ use tokio::sync::watch;
 
 /// Pause before a server that could not answer is asked again.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
+/// Longest such pause, whatever the server asks for.
+pub const RETRY_PAUSE_MAX: Duration = Duration::from_secs(10);
 
 /// How far a state sync is.
 #[derive(Debug, Default)]
@@ -67,6 +69,15 @@ impl<E: Runtime> LinkSource<E> {
             links.changed().await.map_err(|_| FetchError::Cancelled)?;
         }
     }
+
+    /// Waits before `link` is asked again; no longer once another connection takes its place.
+    async fn pause(&self, link: &Link<E>, pause: Duration) {
+        let pause = pause.clamp(RETRY_PAUSE, RETRY_PAUSE_MAX);
+        tokio::select! {
+            () = self.context.sleep(pause) => {}
+            _ = link.closed() => {}
+        }
+    }
 }
 
 #[async_trait::async_trait]
@@ -96,11 +107,11 @@ impl<E: Runtime> Fetcher for LinkSource<E> {
                 }
                 Err(LinkError::Refused(refused)) => {
                     tracing::debug!(%refused, "the server asks for patience");
-                    self.context.sleep(refused.retry_after.max(RETRY_PAUSE)).await;
+                    self.pause(&link, refused.retry_after).await;
                 }
                 Err(error) => {
                     tracing::debug!(%error, "a request failed");
-                    self.context.sleep(RETRY_PAUSE).await;
+                    self.pause(&link, RETRY_PAUSE).await;
                 }
             }
         }

@@ -2,12 +2,14 @@
 
 use crate::wire::{COMMIT_RECORD_BYTES_MAX, RESPONSE_BYTES_MAX};
 use commonware_cryptography::ed25519::PublicKey;
+use commonware_utils::sync::Mutex;
 use governor::{
     Quota, RateLimiter,
     clock::{Clock as _, DefaultClock},
     state::keyed::DashMapStateStore,
 };
 use std::{
+    collections::HashMap,
     net::{IpAddr, Ipv6Addr},
     num::NonZeroU32,
     time::Duration,
@@ -30,7 +32,7 @@ pub const SLOW_READER_AFTER_UNDER_PRESSURE: Duration = Duration::from_secs(1);
 /// Streams (follow and watch) of one connection.
 pub const STREAMS_MAX: usize = 4;
 /// Most bytes of credit that one stream may have.
-pub const STREAM_CREDIT_MAX: u64 = 64 * 1024 * 1024;
+pub const STREAM_CREDIT_MAX: i64 = 64 * 1024 * 1024;
 /// Handshakes of the whole server that are going on at once.
 pub const HANDSHAKES_AT_ONCE_MAX: usize = 512;
 /// Handshakes of one address that are going on at once.
@@ -74,13 +76,9 @@ type Keyed<K> = RateLimiter<K, DashMapStateStore<K>, DefaultClock>;
 pub struct Quotas {
     handshakes: Keyed<IpAddr>,
     requests: Keyed<PublicKey>,
-    /// With the allowance of a second, in steps.
-    bytes: Option<(Keyed<PublicKey>, NonZeroU32)>,
+    bytes: Option<Allowances>,
     clock: DefaultClock,
 }
-
-/// Bytes are counted in steps of this, since a limiter counts in 32 bits.
-const BYTES_STEP: u64 = 1024;
 
 impl Quotas {
     /// The limiters for `limits`.
@@ -96,10 +94,7 @@ impl Quotas {
         Self {
             handshakes: RateLimiter::dashmap(handshakes),
             requests: RateLimiter::dashmap(requests),
-            bytes: limits.bytes_per_second.map(|bytes| {
-                let steps = positive(bytes.div_ceil(BYTES_STEP));
-                (RateLimiter::dashmap(Quota::per_second(steps)), steps)
-            }),
+            bytes: limits.bytes_per_second.map(Allowances::new),
             clock: DefaultClock::default(),
         }
     }
@@ -123,27 +118,67 @@ impl Quotas {
         }
     }
 
-    /// What `bytes` to one key cost; see [`Self::pay`].
-    pub fn price(&self, bytes: usize) -> u32 {
-        u32::try_from((bytes as u64).div_ceil(BYTES_STEP)).unwrap_or(u32::MAX)
+    /// Takes `bytes` from the allowance of `key` before an answer is made that may be so long;
+    /// [`Self::refund`] gives back what it did not need. Else how long to wait; nothing is held
+    /// meanwhile.
+    pub fn take_bytes(&self, key: &PublicKey, bytes: usize, now: Duration) -> Result<(), Duration> {
+        self.bytes.as_ref().map_or(Ok(()), |allowances| allowances.take(key, bytes, now))
     }
 
-    /// Pays for bytes to `key`, as much of `price` as there is allowance for; how long to wait
-    /// before the rest can be paid, zero once all is.
-    pub fn pay(&self, key: &PublicKey, price: &mut u32) -> Duration {
-        let Some((limiter, burst)) = &self.bytes else { return Duration::ZERO };
-        if limiter.len() > LIMITER_ENTRIES_MAX {
-            limiter.retain_recent();
+    /// Gives back bytes that were taken and not sent.
+    pub fn refund(&self, key: &PublicKey, bytes: usize) {
+        if let Some(allowances) = &self.bytes {
+            allowances.refund(key, bytes);
         }
-        // An answer may cost more than the allowance of a second: it is paid for in parts.
-        while let Some(part) = NonZeroU32::new((*price).min(burst.get())) {
-            match limiter.check_key_n(key, part) {
-                Ok(Ok(())) => *price -= part.get(),
-                Ok(Err(until)) => return until.wait_time_from(self.clock.now()),
-                Err(_) => return RETRY_AFTER,
-            }
+    }
+}
+
+/// Bytes that each key may still be sent. An answer may cost more than there is left, and even
+/// more than the allowance of a second: what is owed is waited for before the next one.
+struct Allowances {
+    per_second: f64,
+    keys: Mutex<HashMap<PublicKey, Allowance>>,
+}
+
+/// What one key has left.
+struct Allowance {
+    bytes: f64,
+    at: Duration,
+}
+
+impl Allowances {
+    fn new(per_second: u64) -> Self {
+        Self { per_second: per_second.max(1) as f64, keys: Mutex::default() }
+    }
+
+    /// As [`Quotas::take_bytes`]; `now` is a monotonic time.
+    fn take(&self, key: &PublicKey, bytes: usize, now: Duration) -> Result<(), Duration> {
+        let mut keys = self.keys.lock();
+        if keys.len() > LIMITER_ENTRIES_MAX {
+            keys.retain(|_, allowance| self.left(allowance, now) < self.per_second);
         }
-        Duration::ZERO
+        let full = Allowance { bytes: self.per_second, at: now };
+        let allowance = keys.entry(key.clone()).or_insert(full);
+        let left = self.left(allowance, now);
+        if left <= 0.0 {
+            // At least a millisecond, so that rounding cannot make a caller spin; and no longer than
+            // it may take until another answer gives back what it did not need.
+            let wait = (1.0 - left) / self.per_second;
+            return Err(Duration::from_secs_f64(wait.clamp(0.001, 0.25)));
+        }
+        *allowance = Allowance { bytes: left - bytes as f64, at: now };
+        Ok(())
+    }
+
+    fn left(&self, allowance: &Allowance, now: Duration) -> f64 {
+        let elapsed = now.saturating_sub(allowance.at).as_secs_f64();
+        (allowance.bytes + elapsed * self.per_second).min(self.per_second)
+    }
+
+    fn refund(&self, key: &PublicKey, bytes: usize) {
+        if let Some(allowance) = self.keys.lock().get_mut(key) {
+            allowance.bytes += bytes as f64;
+        }
     }
 }
 
@@ -176,23 +211,37 @@ mod tests {
         })
     }
 
-    /// An answer larger than a second's allowance is sent in the end.
+    /// An answer larger than a second's allowance is sent, and waited for afterwards.
     #[test]
-    fn large_answers_are_paid_for_in_parts() {
+    fn what_is_owed_is_waited_for() {
         let quotas = quotas(Some(1_000_000));
-        let key = PrivateKey::from_seed(1).public_key();
-        let mut price = quotas.price(1_250_000);
-        let mut parts = 0;
-        loop {
-            let before = price;
-            let delay = quotas.pay(&key, &mut price);
-            parts += usize::from(price < before);
-            if delay.is_zero() {
-                break;
-            }
-            std::thread::sleep(delay);
+        let [key, other] = [1, 2].map(|seed| PrivateKey::from_seed(seed).public_key());
+        let at = Duration::from_secs;
+        assert_eq!(quotas.take_bytes(&key, 6_000_000, at(10)), Ok(()));
+        let wait = quotas.take_bytes(&key, 1, at(10)).unwrap_err();
+        assert!(!wait.is_zero() && wait < at(1), "{wait:?}");
+        assert!(quotas.take_bytes(&key, 1, at(14)).is_err());
+        assert_eq!(quotas.take_bytes(&other, 1, at(10)), Ok(()));
+        // Most of it was not needed.
+        quotas.refund(&key, 5_500_000);
+        assert_eq!(quotas.take_bytes(&key, 1000, at(10)), Ok(()));
+        // No more than a second's allowance is saved up.
+        assert_eq!(quotas.take_bytes(&key, 1_500_000, at(1000)), Ok(()));
+        assert!(quotas.take_bytes(&key, 1, at(1000)).is_err());
+        assert_eq!(quotas.take_bytes(&key, 1, at(1001)), Ok(()));
+    }
+
+    #[test]
+    fn idle_keys_are_forgotten() {
+        let quotas = quotas(Some(1_000));
+        let now = Duration::from_secs(5);
+        for seed in 0..LIMITER_ENTRIES_MAX as u64 + 10 {
+            let key = PrivateKey::from_seed(seed).public_key();
+            let _ = quotas.take_bytes(&key, 10, now);
         }
-        assert_eq!((price, parts), (0, 2));
+        let key = PrivateKey::from_seed(1).public_key();
+        let _ = quotas.take_bytes(&key, 10, now * 2);
+        assert_eq!(quotas.bytes.unwrap().keys.lock().len(), 1);
     }
 
     #[test]

@@ -71,7 +71,7 @@ pub struct Metrics {
     pub sent_bytes: Registered<Counter>,
     /// Failures of the storage, those of other parts of the process too.
     pub storage_errors: StorageErrors,
-    /// Requests that had to wait for their key's quota.
+    /// Requests and answers that had to wait for their key's quota.
     pub throttled: Registered<Counter>,
 }
 
@@ -114,7 +114,7 @@ impl Metrics {
             storage_errors,
             throttled: registry.register(
                 "throttled",
-                "Requests that waited for the quota of their key",
+                "Requests and answers that waited for the quota of their key",
                 Counter::default(),
             ),
         };

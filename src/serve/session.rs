@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     database::{Error as DatabaseError, Fetch},
-    link::{Frames, HANDSHAKE_TIMEOUT, Outgoing},
+    link::{Frames, HANDSHAKE_TIMEOUT, Outgoing, credit::Balance},
     runtime::Runtime,
     telemetry::context::TraceContext,
     wire::{
@@ -20,23 +20,27 @@ use bytes::Bytes;
 use commonware_codec::{DecodeExt as _, Encode as _};
 use commonware_cryptography::ed25519::PublicKey;
 use commonware_utils::sync::Mutex;
-use std::{
-    collections::HashMap,
-    net::SocketAddr,
-    num::NonZeroU64,
-    sync::{
-        Arc,
-        atomic::{AtomicI64, Ordering},
-    },
-    time::Duration,
-};
+use std::{collections::HashMap, net::SocketAddr, num::NonZeroU64, sync::Arc, time::Duration};
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tracing::{Instrument as _, Span, field::Empty};
 
 /// A stream's allowance.
 pub(super) struct Credit {
-    pub(super) bytes: AtomicI64,
-    pub(super) more: Notify,
+    pub(super) balance: Balance,
+    more: Notify,
+}
+
+impl Credit {
+    fn new(bytes: u32) -> Self {
+        Self { balance: Balance::new(bytes), more: Notify::new() }
+    }
+
+    /// Waits until another item may be sent.
+    pub(super) async fn allows(&self) {
+        while !self.balance.allows() {
+            self.more.notified().await;
+        }
+    }
 }
 
 /// What the tasks of one session share.
@@ -50,11 +54,37 @@ pub(super) struct Session<E: Runtime> {
 }
 
 /// What a request needs room for.
-enum Room {
+enum Need {
     /// One answer of at most so many bytes.
     Answer(usize),
     /// Answers for as long as there is credit; each finds its own room.
-    Stream(i64),
+    Stream(u32),
+}
+
+/// Room for one answer: in the memory, and in the quota of the client's key. Dropping it gives
+/// both back.
+pub(super) struct Room {
+    reservation: Reservation,
+    deposit: Deposit,
+}
+
+/// Bytes taken from a key's quota before the answer was made.
+struct Deposit {
+    give_back: Box<dyn Fn(usize) + Send>,
+    bytes: usize,
+}
+
+impl Deposit {
+    /// Keeps what was sent, and gives the rest back.
+    fn spend(mut self, bytes: usize) {
+        self.bytes = self.bytes.saturating_sub(bytes);
+    }
+}
+
+impl Drop for Deposit {
+    fn drop(&mut self) {
+        (self.give_back)(self.bytes);
+    }
 }
 
 /// A request that is being worked on.
@@ -227,10 +257,7 @@ impl<E: Runtime> Session<E> {
     fn add_credit(&self, id: u64, bytes: u32) {
         let tasks = self.tasks.lock();
         if let Some(credit) = tasks.get(&id).and_then(|work| work.credit.as_ref()) {
-            let max = i64::try_from(limits::STREAM_CREDIT_MAX).unwrap_or(i64::MAX);
-            let _ = credit.bytes.fetch_update(Ordering::AcqRel, Ordering::Acquire, |now| {
-                Some(now.saturating_add(i64::from(bytes)).min(max))
-            });
+            credit.balance.grant(bytes, limits::STREAM_CREDIT_MAX);
             credit.more.notify_one();
         }
     }
@@ -245,22 +272,20 @@ impl<E: Runtime> Session<E> {
     ) -> bool {
         let span = span(&request, trace);
         self.throttle(context).await;
-        // What needs one answer waits here for its turn, and for room for the answer: of a client
-        // that floods, or does not read, no more is read.
-        let room = match request {
-            Request::Follow { credit, .. } => Room::Stream(credit.into()),
-            Request::Watch { .. } => Room::Stream(0),
-            Request::Checkpoint | Request::CheckpointAt { .. } => Room::Answer(SMALL_BYTES),
-            Request::Fetch(_) => Room::Answer(RESPONSE_BYTES_MAX + SMALL_BYTES),
-        };
-        let (credit, turn) = match room {
-            Room::Stream(bytes) => {
-                let credit = Credit { bytes: AtomicI64::new(bytes), more: Notify::new() };
-                (Some(Arc::new(credit)), None)
+        let need = match request {
+            Request::Follow { credit, .. } => {
+                Need::Stream(credit.min(limits::STREAM_CREDIT_MAX as u32))
             }
-            Room::Answer(bytes) => {
-                let permit = self.in_flight.clone().acquire_owned().await.ok();
-                (None, Some((permit, self.reader.reserve(bytes).await)))
+            Request::Watch { .. } => Need::Stream(0),
+            Request::Checkpoint | Request::CheckpointAt { .. } => Need::Answer(SMALL_BYTES),
+            Request::Fetch(_) => Need::Answer(RESPONSE_BYTES_MAX + SMALL_BYTES),
+        };
+        // What needs one answer waits here for its turn: of a client that floods, or does not
+        // read, no more is read.
+        let (credit, turn) = match need {
+            Need::Stream(bytes) => (Some(Arc::new(Credit::new(bytes))), None),
+            Need::Answer(bytes) => {
+                (None, self.in_flight.clone().acquire_owned().await.ok().zip(Some(bytes)))
             }
         };
         if !self.register(id, credit.clone()) {
@@ -270,7 +295,10 @@ impl<E: Runtime> Session<E> {
         let work = move |context: E| async move {
             match (credit, turn) {
                 (Some(credit), _) => session.stream(&context, id, request, credit).await,
-                (None, Some((_permit, room))) => session.answer(&context, id, request, room).await,
+                (None, Some((_permit, bytes))) => {
+                    let room = session.room(&context, bytes).await;
+                    session.answer(&context, id, request, room).await;
+                }
                 (None, None) => {}
             }
             // Removing the work aborts its task, which is this one and has nothing left to do.
@@ -311,8 +339,8 @@ impl<E: Runtime> Session<E> {
     }
 
     /// Answers a request for one thing.
-    async fn answer(&self, context: &E, id: u64, request: Request, room: Reservation) {
-        let (name, started) = (request.as_str(), context.current());
+    async fn answer(&self, context: &E, id: u64, request: Request, room: Room) {
+        let (name, started) = (request.as_str(), context.monotonic());
         let result = match request {
             Request::Fetch(fetch) => self.fetch(fetch).await,
             Request::CheckpointAt { sequence } => {
@@ -325,50 +353,55 @@ impl<E: Runtime> Session<E> {
         };
         self.count(context, name, started, result.as_ref().err());
         let response = result.unwrap_or_else(Response::Refused);
-        self.send(context, id, response, room).await;
+        self.send(id, response, room).await;
     }
 
     pub(super) fn count(
         &self,
         context: &E,
         request: &'static str,
-        started: std::time::SystemTime,
+        started: Duration,
         refused: Option<&Refused>,
     ) {
         let metrics = &self.shared.metrics;
         let result = refused.map_or("ok", |refused| refused.code.as_str());
         Span::current().record("result", result);
         metrics.requests.get_or_create(&ResultLabel { request, result }).inc();
-        let elapsed = context.current().duration_since(started).unwrap_or_default();
+        let elapsed = context.monotonic().saturating_sub(started);
         let durations = metrics.request_duration.get_or_create(&RequestLabel { request });
         durations.observe(elapsed.as_secs_f64());
     }
 
-    /// Queues a message, within the byte quota of the client's key; false if it is gone.
-    pub(super) async fn send(
-        &self,
-        context: &E,
-        id: u64,
-        response: Response,
-        reservation: Reservation,
-    ) -> bool {
-        let frame = ServerMessage::Response { id, response }.encode();
-        let mut price = self.shared.quotas.price(frame.len());
-        loop {
-            let delay = self.shared.quotas.pay(&self.key, &mut price);
-            if delay.is_zero() {
-                break;
+    /// Waits for room for an answer of at most `bytes`: first for the quota of the client's key,
+    /// which may take long, then for memory. Whoever waits for the quota holds no memory that
+    /// others need.
+    pub(super) async fn room(&self, context: &E, bytes: usize) -> Room {
+        let mut is_waiting = false;
+        while let Err(delay) = self.shared.quotas.take_bytes(&self.key, bytes, context.monotonic())
+        {
+            if !std::mem::replace(&mut is_waiting, true) {
+                self.shared.metrics.throttled.inc();
             }
             context.sleep(delay).await;
         }
+        let (shared, key) = (self.shared.clone(), self.key.clone());
+        let give_back = Box::new(move |bytes| shared.quotas.refund(&key, bytes));
+        let deposit = Deposit { give_back, bytes };
+        Room { reservation: self.reader.reserve(bytes).await, deposit }
+    }
+
+    /// Queues a message in the room that was made for it; false if the client is gone.
+    pub(super) async fn send(&self, id: u64, response: Response, room: Room) -> bool {
+        let frame = ServerMessage::Response { id, response }.encode();
+        room.deposit.spend(frame.len());
         self.shared.metrics.sent_bytes.inc_by(frame.len() as u64);
-        self.outgoing.send(reservation.queue(frame)).await.is_ok()
+        self.outgoing.send(room.reservation.queue(frame)).await.is_ok()
     }
 
     /// Sends what has a small bounded size.
     pub(super) async fn send_small(&self, context: &E, id: u64, response: Response) -> bool {
-        let reservation = self.reader.reserve(SMALL_BYTES).await;
-        self.send(context, id, response, reservation).await
+        let room = self.room(context, SMALL_BYTES).await;
+        self.send(id, response, room).await
     }
 
     /// Tells every stream that the client is not wanted any more.

@@ -4,16 +4,12 @@ use super::session::{Credit, Session};
 use crate::{
     checkpoint::SignedCheckpoint,
     commit_log,
-    link::item_cost,
+    link::credit,
     runtime::Runtime,
     serve::limits,
     wire::{COMMIT_RECORD_BYTES_MAX, Code, Refused, Request, Response},
 };
-use commonware_codec::EncodeSize as _;
-use std::{
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 /// Shortest time between two checkpoints sent to a client in state sync.
 const WATCH_INTERVAL: Duration = Duration::from_millis(200);
@@ -21,7 +17,7 @@ const WATCH_INTERVAL: Duration = Duration::from_millis(200);
 impl<E: Runtime> Session<E> {
     /// Sends what a stream is about, until it ends.
     pub(super) async fn stream(&self, context: &E, id: u64, request: Request, credit: Arc<Credit>) {
-        let (name, started) = (request.as_str(), context.current());
+        let (name, started) = (request.as_str(), context.monotonic());
         let result = match request {
             Request::Watch { target } => self.watch(context, id, target).await,
             Request::Follow { sequence, .. } => {
@@ -51,24 +47,22 @@ impl<E: Runtime> Session<E> {
         let log = self.shared.ledger.log();
         let (mut bounds, mut heads) = (log.subscribe(), self.shared.ledger.subscribe());
         let mut last = sequence;
-        let mut signed_at_ms = 0;
+        // Of the signature that was sent last. A later one may name an earlier time.
+        let mut signed_at_ms = None;
         loop {
             bounds.borrow_and_update();
             heads.borrow_and_update();
             while last < log.bounds().last {
-                while credit.bytes.load(Ordering::Acquire) <= 0 {
-                    credit.more.notified().await;
-                }
+                credit.allows().await;
                 // Before it is read: followers that do not read hold no commits in memory.
-                let reservation = self.reader.reserve(COMMIT_RECORD_BYTES_MAX).await;
+                let room = self.room(context, COMMIT_RECORD_BYTES_MAX).await;
                 let commit = log.read(last + 1).await.map_err(|error| self.refuse_read(error))?;
                 last = commit.sequence();
-                signed_at_ms = commit.checkpoint.checkpoint.signed_at_ms;
-                let cost = i64::from(item_cost(commit.encode_size()));
-                credit.bytes.fetch_sub(cost, Ordering::AcqRel);
+                signed_at_ms = Some(commit.checkpoint.checkpoint.signed_at_ms);
                 let trace = self.shared.ledger.trace_of(last);
                 let response = Response::Commit { commit: Box::new(commit), trace };
-                if !self.send(context, id, response, reservation).await {
+                credit.balance.spend(credit::cost(&response));
+                if !self.send(id, response, room).await {
                     return Ok(());
                 }
             }
@@ -79,9 +73,17 @@ impl<E: Runtime> Session<E> {
                 ));
             }
             let head = self.shared.ledger.head();
-            if head.checkpoint.sequence == last && head.checkpoint.signed_at_ms > signed_at_ms {
-                signed_at_ms = head.checkpoint.signed_at_ms;
-                if !self.send_small(context, id, Response::Checkpoint(Box::new(head))).await {
+            let signed = Some(head.checkpoint.signed_at_ms);
+            if head.checkpoint.sequence == last && signed != signed_at_ms {
+                if !credit.balance.allows() {
+                    // By then there may be commits to send instead.
+                    credit.allows().await;
+                    continue;
+                }
+                signed_at_ms = signed;
+                let response = Response::Checkpoint(Box::new(head));
+                credit.balance.spend(credit::cost(&response));
+                if !self.send_small(context, id, response).await {
                     return Ok(());
                 }
             }
@@ -115,9 +117,13 @@ impl<E: Runtime> Session<E> {
     async fn watch(&self, context: &E, id: u64, target: u64) -> Result<(), Refused> {
         let commit = self.shared.ledger.log().read(target).await;
         let commit = commit.map_err(|error| self.refuse_read(error))?;
-        let _hold = self.shared.ledger.hold(&commit.checkpoint);
+        let hold = self.shared.ledger.hold(&commit.checkpoint);
         let mut heads = self.shared.ledger.subscribe();
         loop {
+            if hold.is_lapsed() {
+                let text = "the state kept too many operations from being pruned: take a newer one";
+                return Err(Refused::new(Code::Pruned, text));
+            }
             let head: SignedCheckpoint = heads.borrow_and_update().clone();
             // A slow reader skips checkpoints: only the newest is worth sending.
             if !self.send_small(context, id, Response::Checkpoint(Box::new(head))).await {

@@ -84,10 +84,10 @@ pub async fn run<E: Runtime>(
     count: usize,
 ) {
     let mut source = Source32 { context: context.child("random"), rule, last: None };
-    let mut due = context.current();
+    let mut due = context.monotonic();
     loop {
         due += interval;
-        context.sleep_until(due).await;
+        context.sleep(due.saturating_sub(context.monotonic())).await;
         let span = tracing::info_span!("generator.write", changes = count);
         match write(&publisher, source.changes(count)).instrument(span).await {
             Ok(()) => {}

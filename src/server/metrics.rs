@@ -23,6 +23,13 @@ pub struct SourceLabel {
     pub source: &'static str,
 }
 
+/// Which way a clock stepped.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct DirectionLabel {
+    /// `back` or `ahead`.
+    pub direction: &'static str,
+}
+
 /// Metrics of a server; registered as `syncd_server_*`.
 pub struct Metrics {
     /// Changes committed by source.
@@ -45,6 +52,12 @@ pub struct Metrics {
     pub queue_requests: Registered<Gauge>,
     /// Idempotency keys remembered.
     pub idempotency_entries: Registered<Gauge>,
+    /// Steps of the wall clock.
+    pub clock_steps: Registered<Family<DirectionLabel, Counter>>,
+    /// Operations that state syncs and exports hold beyond the retention.
+    pub held_operations: Registered<Gauge>,
+    /// Holds that ended because they kept too much.
+    pub holds_lapsed: Registered<Counter>,
 }
 
 impl Metrics {
@@ -97,7 +110,25 @@ impl Metrics {
                 "Idempotency keys remembered",
                 Gauge::default(),
             ),
+            clock_steps: registry.register(
+                "clock_steps",
+                "Steps of the machine's wall clock by a second or more, by direction",
+                Family::default(),
+            ),
+            held_operations: registry.register(
+                "held_operations",
+                "Operations that state syncs and exports keep from being pruned",
+                Gauge::default(),
+            ),
+            holds_lapsed: registry.register(
+                "holds_lapsed",
+                "State syncs and exports that kept too much, and were given up",
+                Counter::default(),
+            ),
         };
+        for direction in ["back", "ahead"] {
+            let _ = own.clock_steps.get_or_create(&DirectionLabel { direction });
+        }
         for source in ["api", "generator"] {
             let _ = own.operations.get_or_create(&SourceLabel { source });
         }

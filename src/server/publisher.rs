@@ -6,7 +6,7 @@
 
 use super::{
     idempotency::{CarriedKeys, Idempotency, Known},
-    metrics::{Metrics, SourceLabel},
+    metrics::{DirectionLabel, Metrics, SourceLabel},
 };
 use crate::{
     api::{Receipt, Room, WriteError, WriteRequest},
@@ -18,7 +18,7 @@ use crate::{
         types::{Change, Digest, Mode},
     },
     ledger::{Error, History, Ledger},
-    runtime::Runtime,
+    runtime::{Runtime, Step, StepWatch},
     telemetry::{context::TraceContext, storage::StorageErrors},
     wire::COMMIT_BYTES_MAX,
 };
@@ -27,7 +27,7 @@ use commonware_cryptography::ed25519::PrivateKey;
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::{Duration, UNIX_EPOCH},
 };
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tracing::{Instrument as _, Span, field::Empty};
@@ -253,10 +253,12 @@ impl Group {
 
 impl<E: Runtime> Publisher<E> {
     async fn run(mut self) -> Result<(), Error> {
-        let mut heartbeat = self.context.current();
-        let mut maintenance = self.context.current() + MAINTENANCE_INTERVAL;
+        // Both by the monotonic clock: a step of the wall clock holds no heartbeat back.
+        let mut heartbeat = self.context.monotonic();
+        let mut maintenance = heartbeat + MAINTENANCE_INTERVAL;
+        let mut clock = self.watch_clock();
         loop {
-            let due = heartbeat.min(maintenance);
+            let due = heartbeat.min(maintenance).saturating_sub(self.context.monotonic());
             let first = match self.next.take() {
                 Some(submission) => Some(submission),
                 None => tokio::select! {
@@ -265,33 +267,61 @@ impl<E: Runtime> Publisher<E> {
                         Some(submission) => Some(submission),
                         None => return Ok(()),
                     },
-                    () = self.context.sleep_until(due) => None,
+                    () = self.context.sleep(due) => None,
                 },
             };
+            let stepped = self.look_at_clock(&mut clock);
             if let Some(first) = first {
                 self.commit_group(first).await.inspect_err(|_| self.errors.count("commit"))?;
             }
-            let now = self.context.current();
-            if now >= heartbeat {
-                self.sign_again(now);
+            let now = self.context.monotonic();
+            if now >= heartbeat || stepped {
+                self.sign_again();
                 heartbeat = now + self.config.heartbeat_interval;
             }
             if now >= maintenance {
-                self.maintain(now).await.inspect_err(|_| self.errors.count("maintain"))?;
+                self.maintain().await.inspect_err(|_| self.errors.count("maintain"))?;
                 maintenance = now + MAINTENANCE_INTERVAL;
             }
         }
     }
 
+    /// Begins where the newest signature was made, so that a clock which was ahead before a
+    /// restart is noticed after it.
+    fn watch_clock(&self) -> StepWatch {
+        let signed = Duration::from_millis(self.ledger.head().checkpoint.signed_at_ms);
+        let signed = UNIX_EPOCH.checked_add(signed).unwrap_or(UNIX_EPOCH);
+        StepWatch::new(self.context.current().max(signed), self.context.monotonic())
+    }
+
+    /// Says when the wall clock stepped; whether it did. What is signed next has the time that it
+    /// shows now, be that earlier than before: a publisher is never stuck in a future.
+    fn look_at_clock(&self, watch: &mut StepWatch) -> bool {
+        let Some(step) = watch.look(self.context.current(), self.context.monotonic()) else {
+            return false;
+        };
+        let (direction, by) = match step {
+            Step::Back(by) => ("back", by),
+            Step::Ahead(by) => ("ahead", by),
+        };
+        tracing::warn!(
+            direction,
+            seconds = by.as_secs_f64(),
+            "the clock of this machine stepped: until it is right, replicas may not count as fresh"
+        );
+        self.metrics.clock_steps.get_or_create(&DirectionLabel { direction }).inc();
+        true
+    }
+
     /// Signs the unchanged state again, so that replicas know that nothing was withheld.
-    fn sign_again(&self, now: SystemTime) {
+    fn sign_again(&self) {
         let checkpoint = self.ledger.head().checkpoint;
-        let signed_at_ms = unix_ms(now).max(checkpoint.signed_at_ms + 1);
+        let signed_at_ms = unix_ms(self.context.current());
         self.ledger.resign(Checkpoint { signed_at_ms, ..checkpoint }.sign(&self.config.key));
     }
 
-    async fn maintain(&mut self, now: SystemTime) -> Result<(), Error> {
-        self.ledger.maintain(now, self.config.history).await?;
+    async fn maintain(&mut self) -> Result<(), Error> {
+        self.ledger.maintain(self.config.history).await?;
         let first = self.ledger.log().bounds().first;
         self.idempotency.forget_before(first);
         if self.idempotency.carried_expired(first) {
@@ -305,6 +335,10 @@ impl<E: Runtime> Publisher<E> {
         self.metrics
             .idempotency_entries
             .set(i64::try_from(self.idempotency.count()).unwrap_or(i64::MAX));
+        let holds = self.ledger.holds();
+        self.metrics.held_operations.set(i64::try_from(holds.operations()).unwrap_or(i64::MAX));
+        let lapsed = holds.lapsed().saturating_sub(self.metrics.holds_lapsed.get());
+        self.metrics.holds_lapsed.inc_by(lapsed);
         Ok(())
     }
 
@@ -321,7 +355,7 @@ impl<E: Runtime> Publisher<E> {
     }
 
     async fn commit_traced(&mut self, first: Submission) -> Result<(), Error> {
-        let started = self.context.current();
+        let started = self.context.monotonic();
         let group = self.gather(first).await?;
         if group.answers.is_empty() {
             return Ok(());
@@ -338,10 +372,8 @@ impl<E: Runtime> Publisher<E> {
         // The first request's trace has the span as its own; the others' point to it.
         group.traces.iter().skip(1).for_each(|trace| trace.link(&span));
         let head = self.ledger.head().checkpoint;
-        let metadata = CommitMetadata {
-            sequence: head.sequence + 1,
-            committed_at_ms: unix_ms(started).max(head.committed_at_ms),
-        };
+        let now_ms = unix_ms(self.context.current());
+        let metadata = CommitMetadata { sequence: head.sequence + 1, committed_at_ms: now_ms };
         span.record("sequence", metadata.sequence);
         span.record("changes", group.changes.len());
         span.record("requests", group.answers.len());
@@ -354,7 +386,7 @@ impl<E: Runtime> Publisher<E> {
             metadata,
             group.changes,
             group.idempotency,
-            unix_ms(started),
+            now_ms,
             &self.config.key,
         );
         if let Some(trace) = TraceContext::current() {
@@ -377,7 +409,7 @@ impl<E: Runtime> Publisher<E> {
         commit: &Commit,
         base: &Checkpoint,
         answers: &[(Answer, Source, usize)],
-        started: SystemTime,
+        started: Duration,
     ) {
         for (_, source, changes) in answers {
             let source = match source {
@@ -393,7 +425,7 @@ impl<E: Runtime> Publisher<E> {
         }
         self.metrics.size.set(i64::try_from(state.size).unwrap_or(i64::MAX));
         self.metrics.sequence.set(i64::try_from(commit.sequence()).unwrap_or(i64::MAX));
-        let elapsed = self.context.current().duration_since(started).unwrap_or_default();
+        let elapsed = self.context.monotonic().saturating_sub(started);
         self.metrics.commit_duration.observe(elapsed.as_secs_f64());
         tracing::debug!(
             sequence = commit.sequence(),

@@ -143,10 +143,7 @@ async fn sign_first<E: Runtime>(
 ) -> Result<(), Error> {
     let head = ledger.head().checkpoint;
     let now_ms = unix_ms(context.current());
-    let metadata = CommitMetadata {
-        sequence: head.sequence + 1,
-        committed_at_ms: now_ms.max(head.committed_at_ms),
-    };
+    let metadata = CommitMetadata { sequence: head.sequence + 1, committed_at_ms: now_ms };
     let prepared = ledger.prepare(&[], metadata).await?;
     let state = prepared.state;
     let (changes, requests) = (Vec::new(), Vec::new());

@@ -203,7 +203,7 @@ pub enum Request {
     Follow {
         /// Sequence of the state that the client is at.
         sequence: u64,
-        /// Bytes of commits that may be sent before more credit is given.
+        /// What may be sent before more credit is given; see [`crate::link::credit`].
         credit: u32,
     },
     /// Newer checkpoints as they come, without commits: while a state sync runs. The server keeps

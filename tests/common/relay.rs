@@ -49,6 +49,8 @@ pub enum Act {
     Tamper(Tamper),
     /// Answers in the server's place.
     Answer(Answer),
+    /// Holds requests to follow back while told to; everything else is handed on.
+    HoldFollow(Hold),
     /// Accepts and says nothing.
     Mute,
     /// Proves its key and says nothing.
@@ -57,6 +59,15 @@ pub enum Act {
     Ahead(Duration),
     /// Answers with bytes that mean nothing, before any handshake.
     Noise,
+}
+
+/// Requests that a relay holds back.
+#[derive(Clone, Default)]
+pub struct Hold {
+    /// Requests that were held back so far.
+    pub held: Arc<AtomicU64>,
+    /// Set to hand them on.
+    pub released: Arc<watch::Sender<bool>>,
 }
 
 /// How a test steers a relay.
@@ -258,6 +269,10 @@ impl<E: Runtime> rand_core::TryRng for Skewed<E> {
 
 impl<E: Runtime> rand_core::TryCryptoRng for Skewed<E> {}
 
+async fn told(released: &mut watch::Receiver<bool>) {
+    let _ = released.wait_for(|released| *released).await;
+}
+
 async fn pump(act: Act, client: Frames, upstream: Frames) {
     let (to_client, mut from_client, _client) = client.split();
     let (to_server, mut from_server, _server) = upstream.split();
@@ -269,10 +284,25 @@ async fn pump(act: Act, client: Frames, upstream: Frames) {
     };
     let _ = to_server.send(hidden.into()).await;
     let mut is_first = true;
+    let hold = if let Act::HoldFollow(hold) = &act { hold.clone() } else { Hold::default() };
+    let (mut released, mut held) = (hold.released.subscribe(), Vec::new());
     loop {
         tokio::select! {
+            () = told(&mut released), if !held.is_empty() => {
+                for frame in std::mem::take(&mut held) {
+                    let _ = to_server.send(frame).await;
+                }
+            }
             frame = from_client.recv() => {
                 let Some(frame) = frame else { return };
+                if let (Act::HoldFollow(_), Ok(ClientMessage::Request { request, .. })) =
+                    (&act, ClientMessage::decode(frame.clone()))
+                    && matches!(request, Request::Follow { .. })
+                {
+                    held.push(frame.into());
+                    hold.held.fetch_add(1, Ordering::Relaxed);
+                    continue;
+                }
                 if let (Act::Answer(answer), Ok(ClientMessage::Request { id, request, .. })) =
                     (&act, ClientMessage::decode(frame.clone()))
                     && let Some(frames) = answer(id, &request)
