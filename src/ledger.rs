@@ -527,16 +527,6 @@ impl<E: Runtime> Ledger<E> {
     }
 }
 
-/// The newest state in the log of `generation`, also where its database cannot be opened.
-pub async fn newest_record<E: Runtime>(
-    context: &E,
-    generation: u64,
-) -> Result<Option<SignedCheckpoint>, Error> {
-    let log = CommitLog::open(context.child("newest_record"), generation, |_| {}).await?;
-    let Some(log) = log else { return Ok(None) };
-    Ok(Some(log.read(log.bounds().last).await?.checkpoint))
-}
-
 /// Newest commits whose traces are remembered.
 const TRACES_MAX: usize = 256;
 /// Commits whose frontiers a compact database keeps, and after how many more it drops others.

@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod common;
+#[path = "simulation/forks.rs"]
+mod forks;
 
 use bytes::Bytes;
 use common::relay::{Act, FromServer, Relay, honest};

@@ -57,7 +57,10 @@ impl Evidence {
         };
         let name = format!("equivocation-{}-{}.json", part(&self.known), part(&self.offered));
         let path = directory.join(name);
-        if !path.exists() && std::fs::read_dir(&directory)?.count() >= FILES_MAX {
+        if path.exists() {
+            return Ok(Some(path));
+        }
+        if std::fs::read_dir(&directory)?.count() >= FILES_MAX {
             return Ok(None);
         }
         let file = tempfile::NamedTempFile::new_in(&directory)?;

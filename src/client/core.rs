@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     checkpoint::{Policy, Refusal, RotationStore, SignedCheckpoint, Store},
+    commit_log::CommitLog,
     database::{
         self, Generations, Place,
         types::{DatabaseId, Family, Mode},
@@ -154,7 +155,8 @@ pub async fn start<E: Runtime>(context: E, registry: &E, setup: Setup) -> Result
     }
     let mut generations = Generations::open(context.child("generations")).await?;
     let (family, mode) = (policy.family, sync.state_sync.mode);
-    let (ledger, own) = open_replica(&context, &mut generations, family, mode).await?;
+    let Opened { ledger, history, own } =
+        open_replica(&context, &mut generations, family, mode).await?;
     let ledger = ledger.map(Arc::new);
     if let Some(own) = &own {
         // Before anything of it is served.
@@ -179,6 +181,7 @@ pub async fn start<E: Runtime>(context: E, registry: &E, setup: Setup) -> Result
     let server = format!("{}:{}", connector.host, connector.port);
     let replica = Arc::new(Replica::new(
         ledger,
+        history,
         known,
         metrics,
         family,
@@ -249,16 +252,26 @@ async fn maintain<E: Runtime>(
     }
 }
 
-/// Opens the active generation, and removes what the pointer does not name. Beside the ledger, the
-/// newest state that was verified: it binds the replica also where its data cannot be opened.
+/// What of a replica could be opened.
+struct Opened<E: Runtime> {
+    ledger: Option<Ledger<E>>,
+    /// The log of a replica whose database cannot be opened.
+    history: Option<CommitLog<E>>,
+    /// The newest state that was verified: it binds the replica in either case.
+    own: Option<SignedCheckpoint>,
+}
+
+/// Opens the active generation, and removes what the pointer does not name.
 async fn open_replica<E: Runtime>(
     context: &E,
     generations: &mut Generations<E>,
     family: Family,
     mode: Mode,
-) -> Result<(Option<Ledger<E>>, Option<SignedCheckpoint>), Error> {
+) -> Result<Opened<E>, Error> {
     generations.sweep(context, family).await?;
-    let Some(active) = generations.active() else { return Ok((None, None)) };
+    let Some(active) = generations.active() else {
+        return Ok(Opened { ledger: None, history: None, own: None });
+    };
     let place = Place { generation: active, mode };
     match Ledger::open(context, place, true, |_| {}).await {
         Ok(Some(ledger)) if ledger.kind().family != family => {
@@ -266,7 +279,7 @@ async fn open_replica<E: Runtime>(
         }
         Ok(ledger) => {
             let own = ledger.as_ref().map(Ledger::head);
-            Ok((ledger, own))
+            Ok(Opened { ledger, history: None, own })
         }
         // The log is the truth of what was verified; a database that does not fit it, or cannot
         // be executed up to it, is built anew by a state sync.
@@ -275,13 +288,22 @@ async fn open_replica<E: Runtime>(
             | ledger::Error::Diverged { .. }
             | ledger::Error::ExecutionVersion { .. }),
         ) => {
-            let own = ledger::newest_record(context, active).await?;
+            let here = context.child("history");
+            let history =
+                CommitLog::open(here, active, |_| {}).await.map_err(ledger::Error::from)?;
+            let own = match &history {
+                Some(log) => {
+                    let newest = log.read(log.bounds().last).await.map_err(ledger::Error::from)?;
+                    Some(newest.checkpoint)
+                }
+                None => None,
+            };
             tracing::warn!(
                 %error,
                 sequence = own.as_ref().map(|own| own.checkpoint.sequence),
                 "the replica cannot be opened at its last verified state: syncing it again"
             );
-            Ok((None, own))
+            Ok(Opened { ledger: None, history, own })
         }
         Err(error) => Err(error.into()),
     }

@@ -70,9 +70,7 @@ impl<E: Runtime> Replica<E> {
                 Ok(Standing::Newest)
             }
             Admission::Stale => {
-                if let Some(ledger) = &ledger {
-                    self.judge_older(ledger, signed).await?;
-                }
+                self.judge_older(signed).await?;
                 let newest = self.known.newest();
                 let is_newest =
                     newest.is_some_and(|newest| newest.checkpoint.same_state(&signed.checkpoint));
@@ -96,7 +94,7 @@ impl<E: Runtime> Replica<E> {
                     self.known.claim(signed);
                     return Ok(Standing::Unproved);
                 }
-                Continuity::Broken(found) => return Err(self.convict(ours, found).into()),
+                Continuity::Broken(found) => return Err(self.convict(ours, *found).into()),
             }
         }
         self.known.take(signed, now).await;
@@ -122,24 +120,36 @@ impl<E: Runtime> Replica<E> {
     }
 
     /// An earlier state must be one of our own history, as far as that is still held.
-    pub(super) async fn judge_older(
-        &self,
-        ledger: &Ledger<E>,
-        signed: &SignedCheckpoint,
-    ) -> Result<(), Refusal> {
-        let head = ledger.head();
-        let (offered, own) = (&signed.checkpoint, &head.checkpoint);
-        if offered.sequence >= own.sequence {
-            return Ok(());
-        }
-        if let Ok(commit) = ledger.log().read(offered.sequence).await {
-            return match compare(offered, &commit.checkpoint.checkpoint) {
+    pub(super) async fn judge_older(&self, signed: &SignedCheckpoint) -> Result<(), Refusal> {
+        let sequence = signed.checkpoint.sequence;
+        let (ledger, history) = (self.ledger.load_full(), self.history.load_full());
+        let log = ledger.as_ref().map(|ledger| ledger.log()).or(history.as_deref());
+        let Some(log) = log.filter(|log| sequence < log.bounds().last) else { return Ok(()) };
+        if let Ok(commit) = log.read(sequence).await {
+            return match compare(&signed.checkpoint, &commit.checkpoint.checkpoint) {
                 Ok(_) => Ok(()),
                 Err(reason) => {
                     let (offered, response) = (signed.clone(), None);
                     Err(self.convict(commit.checkpoint, Break { offered, reason, response }))
                 }
             };
+        }
+        match &ledger {
+            Some(ledger) => self.judge_by_operations(ledger, signed).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Where the record was trimmed, our own operations tell which states came before.
+    async fn judge_by_operations(
+        &self,
+        ledger: &Ledger<E>,
+        signed: &SignedCheckpoint,
+    ) -> Result<(), Refusal> {
+        let head = ledger.head();
+        let (offered, own) = (&signed.checkpoint, &head.checkpoint);
+        if offered.size >= own.size {
+            return Ok(());
         }
         let fetch = Fetch::Boundary { size: own.size, start: offered.size };
         let Ok(served) = ledger.serve(fetch, RESPONSE_BYTES_MAX).await else { return Ok(()) };

@@ -263,11 +263,13 @@ impl<E: Runtime> Known<E> {
         reason: &str,
         response: Option<Vec<u8>>,
     ) {
-        self.metrics.equivocations.inc();
         let rotations = self.rotations();
         let evidence = Evidence { known, offered, reason: reason.into(), response, rotations };
         let offered = &evidence.offered.checkpoint;
-        match evidence.write(&self.directory) {
+        let written = evidence.write(&self.directory);
+        // After the file: whoever sees the count finds it.
+        self.metrics.equivocations.inc();
+        match written {
             Ok(path) => tracing::error!(
                 reason,
                 sequence = offered.sequence,

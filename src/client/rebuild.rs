@@ -215,6 +215,9 @@ impl<E: Runtime> SyncLoop<E> {
         if let Some(old) = old {
             old.close().await;
         }
+        if let Some(history) = self.replica.history.swap(None) {
+            history.close().await;
+        }
         // Also the generation that could not be opened, where there was one.
         let family = self.replica.family;
         self.generations.sweep(&self.context, family).await.map_err(ledger::Error::from)?;

@@ -4,6 +4,7 @@ use super::{known::Known, metrics::Metrics};
 use crate::{
     api::{ClientStatus, Status, View},
     checkpoint::SignedCheckpoint,
+    commit_log::CommitLog,
     database::types::{Family, Mode},
     ledger::Ledger,
     replicate::Progress,
@@ -63,6 +64,9 @@ struct Standing {
 pub struct Replica<E: Runtime> {
     /// The state served; swapped as a whole when a generation is adopted.
     pub ledger: ArcSwapOption<Ledger<E>>,
+    /// The log of a replica whose database cannot be opened, until another one is built: what it
+    /// verified once is still compared with what servers show.
+    pub history: ArcSwapOption<CommitLog<E>>,
     /// The newest checkpoint known.
     pub known: Known<E>,
     /// Metrics.
@@ -94,6 +98,7 @@ impl<E: Runtime> Replica<E> {
     #[allow(clippy::too_many_arguments, reason = "called once, by the start of the client")]
     pub fn new(
         ledger: Option<Arc<Ledger<E>>>,
+        history: Option<CommitLog<E>>,
         known: Known<E>,
         metrics: Arc<Metrics>,
         family: Family,
@@ -105,6 +110,7 @@ impl<E: Runtime> Replica<E> {
         let size = ledger.as_ref().map_or(0, |ledger| ledger.head().checkpoint.size);
         Self {
             ledger: ArcSwapOption::new(ledger),
+            history: ArcSwapOption::from_pointee(history),
             known,
             metrics,
             progress: Arc::default(),

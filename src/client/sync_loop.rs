@@ -330,13 +330,10 @@ impl<E: Runtime> SyncLoop<E> {
         link: &Arc<Link<E>>,
     ) -> End {
         let (replica, head) = (&self.replica, ledger.head());
-        match replica.contains(&head, offered, link).await {
-            Ok(Continuity::Broken(found)) => {
-                return self.refuse(&replica.convict(head, found), link);
-            }
-            Ok(_) | Err(_) => {}
+        if let Ok(Continuity::Broken(found)) = replica.contains(&head, offered, link).await {
+            return self.refuse(&replica.convict(head, *found), link);
         }
-        if let Err(refusal) = replica.judge_older(ledger, offered).await {
+        if let Err(refusal) = replica.judge_older(offered).await {
             return self.refuse(&refusal, link);
         }
         replica.metrics.reject("commit_root");

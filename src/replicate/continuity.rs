@@ -27,7 +27,7 @@ pub enum Continuity {
     /// The operations are no longer held, rightly: they lie below the signed range.
     CannotBeProved,
     /// The publisher signed two histories.
-    Broken(Break),
+    Broken(Box<Break>),
 }
 
 /// Where two histories part.
@@ -90,7 +90,7 @@ pub async fn check<E: Runtime>(
         return Ok(Continuity::Proved);
     }
     let (offered, response) = (target.clone(), Some(body.to_vec()));
-    Ok(Continuity::Broken(Break { offered, reason: NOT_CONTAINED, response }))
+    Ok(Continuity::Broken(Box::new(Break { offered, reason: NOT_CONTAINED, response })))
 }
 
 /// Where the operations are not held: asks which state the server has for our sequence.
@@ -126,5 +126,5 @@ async fn check_sequence<E: Runtime>(
 
 /// Two signed states whose numbers alone contradict each other.
 fn contradiction(offered: &SignedCheckpoint, reason: &'static str) -> Continuity {
-    Continuity::Broken(Break { offered: offered.clone(), reason, response: None })
+    Continuity::Broken(Box::new(Break { offered: offered.clone(), reason, response: None }))
 }
