@@ -41,6 +41,7 @@ const SERVER: &[&str] = &[
     "syncd_server_unread_bytes",
     "syncd_server_sent_bytes_total",
     "syncd_server_queue_requests",
+    "syncd_server_queue_bytes",
     "syncd_server_idempotency_entries",
     "syncd_server_clock_steps_total{direction=\"back\"}",
     "syncd_server_clock_steps_total{direction=\"ahead\"}",
@@ -75,6 +76,13 @@ const CLIENT: &[&str] = &[
 
 /// What both have.
 const BOTH: &[&str] = &[
+    "syncd_http_connections{port=\"api\"}",
+    "syncd_http_connections{port=\"metrics\"}",
+    "syncd_http_rejected_total{port=\"api\",reason=\"idle\"}",
+    "syncd_http_rejected_total{port=\"metrics\",reason=\"slow_reader\"}",
+    "syncd_http_rejected_total{port=\"api\",reason=\"slow_body\"}",
+    "syncd_http_exports_total{result=\"complete\"}",
+    "syncd_http_exports_total{result=\"held_too_long\"}",
     "syncd_storage_errors_total{operation=\"commit\"}",
     "syncd_storage_errors_total{operation=\"maintain\"}",
     "syncd_storage_errors_total{operation=\"read\"}",

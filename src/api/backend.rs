@@ -11,6 +11,7 @@ use crate::{
     verify::ProofFile,
 };
 use bytes::Bytes;
+use prometheus_client::metrics::gauge::Gauge;
 use std::{sync::Arc, time::Duration};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -157,20 +158,37 @@ impl WriteRequest {
 
 /// A part of the memory that writes may take together; given back when dropped.
 #[derive(Debug)]
-pub struct Room(OwnedSemaphorePermit);
+pub struct Room {
+    permit: OwnedSemaphorePermit,
+    /// What is taken in all.
+    taken: Gauge,
+}
 
 impl Room {
-    /// `bytes` of `budget`; `None` if it has less.
-    pub fn take(budget: &Arc<Semaphore>, bytes: usize) -> Option<Self> {
-        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
-        budget.clone().try_acquire_many_owned(bytes).ok().map(Self)
+    /// `bytes` of `budget`, noted in `taken`; `None` if it has less.
+    pub fn take(budget: &Arc<Semaphore>, bytes: usize, taken: &Gauge) -> Option<Self> {
+        let count = u32::try_from(bytes).unwrap_or(u32::MAX);
+        let permit = budget.clone().try_acquire_many_owned(count).ok()?;
+        taken.inc_by(gauge(bytes));
+        Some(Self { permit, taken: taken.clone() })
     }
 
     /// Gives back what is more than `bytes`.
     pub fn shrink_to(&mut self, bytes: usize) {
-        let surplus = self.0.num_permits().saturating_sub(bytes);
-        drop(self.0.split(surplus));
+        let surplus = self.permit.num_permits().saturating_sub(bytes);
+        self.taken.dec_by(gauge(surplus));
+        drop(self.permit.split(surplus));
     }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.taken.dec_by(gauge(self.permit.num_permits()));
+    }
+}
+
+fn gauge(bytes: usize) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 
 /// The fields of `GET /v1/status`. `None` is left out of the JSON.

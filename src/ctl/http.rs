@@ -59,7 +59,7 @@ impl Answer {
             .unwrap_or_else(|| String::from_utf8_lossy(&self.body).chars().take(200).collect());
         let exit = match self.status.as_u16() {
             // 412: the state has not come so far yet.
-            408 | 412 | 429 | 501.. => exit::TEMPORARY,
+            408 | 412 | 429 | 502.. => exit::TEMPORARY,
             500 => exit::INTERNAL,
             _ => exit::DATA,
         };

@@ -50,6 +50,8 @@ pub struct Metrics {
     pub commit_duration: Registered<TracedHistogram>,
     /// Write requests waiting.
     pub queue_requests: Registered<Gauge>,
+    /// Bytes of memory set aside for writes.
+    pub queue_bytes: Registered<Gauge>,
     /// Idempotency keys remembered.
     pub idempotency_entries: Registered<Gauge>,
     /// Steps of the wall clock.
@@ -103,6 +105,11 @@ impl Metrics {
             queue_requests: registry.register(
                 "queue_requests",
                 "Write requests waiting for the publisher",
+                Gauge::default(),
+            ),
+            queue_bytes: registry.register(
+                "queue_bytes",
+                "Bytes of memory that write requests take while they are read and wait",
                 Gauge::default(),
             ),
             idempotency_entries: registry.register(

@@ -92,7 +92,7 @@ impl Handle {
 
     /// Room for a write that takes at most `bytes` of memory.
     pub fn reserve(&self, bytes: usize) -> Result<Room, WriteError> {
-        let room = Room::take(&self.queue_bytes, bytes);
+        let room = Room::take(&self.queue_bytes, bytes, &self.metrics.queue_bytes);
         room.ok_or(WriteError::Busy { retry_after: RETRY_AFTER })
     }
 
