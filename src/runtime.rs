@@ -38,6 +38,10 @@ impl Monotonic for deterministic::Context {
 pub trait Runtime:
     Storage + Clock + Monotonic + Metrics + Spawner + Network + Resolver + Supervisor + CryptoRng + Send
 {
+    /// What both clocks say now.
+    fn moment(&self) -> Moment {
+        Moment { wall: self.current(), monotonic: self.monotonic() }
+    }
 }
 
 impl<T> Runtime for T where
@@ -52,6 +56,15 @@ impl<T> Runtime for T where
         + CryptoRng
         + Send
 {
+}
+
+/// What both clocks say.
+#[derive(Clone, Copy, Debug)]
+pub struct Moment {
+    /// The wall clock.
+    pub wall: SystemTime,
+    /// [`Monotonic`].
+    pub monotonic: Duration,
 }
 
 /// A difference between the two clocks below this is no step: clocks are slewed, and tasks wait.

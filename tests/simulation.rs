@@ -29,6 +29,7 @@ use syncd::{
     ledger::{History, Ledger},
     link::Connector,
     replicate::state_sync,
+    runtime::Runtime as _,
     serve::limits::Limits,
     server::{self, publisher::Source},
 };
@@ -190,7 +191,7 @@ async fn wait_equal(
         "not equal: server {:?}, client {:?}, status {:?}",
         server.ledger.head().checkpoint,
         client.replica.head().map(|head| head.checkpoint),
-        client.replica.status(context.current())
+        client.replica.status(context.moment())
     );
 }
 
@@ -385,7 +386,7 @@ async fn follow_to(
         }
         context.sleep(Duration::from_millis(10)).await;
     }
-    panic!("not equal: {:?}, {:?}", ledger.head(), replica.status(context.current()));
+    panic!("not equal: {:?}, {:?}", ledger.head(), replica.status(context.moment()));
 }
 
 /// What the replica serves is a state that the publisher committed.

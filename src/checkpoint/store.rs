@@ -46,12 +46,14 @@ impl<E: Runtime> Store<E> {
         self.records.update(std::collections::BTreeMap::clear).await
     }
 
-    /// Keeps `checkpoint` if it is newer than what is kept. Durable on return.
+    /// Keeps `checkpoint`, unless a later state is kept. Which of two signatures of one state is the
+    /// better one, the caller decides. Durable on return.
     pub async fn keep(&mut self, checkpoint: &SignedCheckpoint) -> Result<(), Error> {
-        let key = |signed: &SignedCheckpoint| {
-            (signed.checkpoint.sequence, signed.checkpoint.signed_at_ms)
-        };
-        if self.newest().is_some_and(|newest| key(newest) >= key(checkpoint)) {
+        let sequence = checkpoint.checkpoint.sequence;
+        if self
+            .newest()
+            .is_some_and(|newest| newest.checkpoint.sequence > sequence || newest == checkpoint)
+        {
             return Ok(());
         }
         self.records

@@ -30,11 +30,11 @@ impl<E: Runtime> ClientBackend<E> {
 #[async_trait::async_trait]
 impl<E: Runtime> Backend for ClientBackend<E> {
     fn status(&self) -> Status {
-        self.replica.status(self.context.current())
+        self.replica.status(self.context.moment())
     }
 
     fn view(&self) -> Option<View> {
-        self.replica.view(self.context.current())
+        self.replica.view(self.context.moment())
     }
 
     fn checkpoint(&self) -> Option<SignedCheckpoint> {
@@ -46,7 +46,7 @@ impl<E: Runtime> Backend for ClientBackend<E> {
             let ledger = self.readable()?;
             match ledger.get(key).await {
                 Ok((head, value)) => {
-                    return Ok((self.replica.view_of(&head, self.context.current()), value));
+                    return Ok((self.replica.view_of(&head, self.context.moment()), value));
                 }
                 // A new generation was adopted between the two lines above: ask that one.
                 Err(crate::database::Error::Poisoned) if self.replaced(&ledger) => {}
@@ -56,7 +56,7 @@ impl<E: Runtime> Backend for ClientBackend<E> {
     }
 
     async fn entries(&self, from: u64, limit: usize, bytes_max: usize) -> Result<Page, ReadError> {
-        let view = |head: &SignedCheckpoint| self.replica.view_of(head, self.context.current());
+        let view = |head: &SignedCheckpoint| self.replica.view_of(head, self.context.moment());
         loop {
             let ledger = self.readable()?;
             match read_entries(&ledger, from, limit, bytes_max, view).await {
@@ -91,7 +91,7 @@ impl<E: Runtime> Backend for ClientBackend<E> {
             let (head, exporter, hold) = ledger.export().await;
             // From here on its generation is kept, unless it was replaced just before.
             if !self.replaced(&ledger) {
-                let view = self.replica.view_of(&head, self.context.current());
+                let view = self.replica.view_of(&head, self.context.moment());
                 return Ok(stream_export(view, exporter, hold));
             }
         }

@@ -125,7 +125,7 @@ impl<E: Runtime> Connection<E> {
             Err(error) => return error,
         };
         if let Err(error) = self.greet(context, &link, &welcome).await {
-            return self.refuse(error, context.current()).await;
+            return self.refuse(error, context.monotonic()).await;
         }
         let heartbeat_ms =
             u64::try_from(welcome.heartbeat_interval.as_millis()).unwrap_or(u64::MAX);
@@ -156,12 +156,12 @@ impl<E: Runtime> Connection<E> {
         welcome: &Welcome,
     ) -> Result<(), Unacceptable> {
         self.replica.known.learn(&welcome.rotations).await?;
-        self.replica.judge(&welcome.checkpoint, link, context.current()).await?;
+        self.replica.judge(&welcome.checkpoint, link, context.moment()).await?;
         Ok(())
     }
 
     /// A greeting that is not acceptable.
-    async fn refuse(&self, error: Unacceptable, now: std::time::SystemTime) -> LinkError {
+    async fn refuse(&self, error: Unacceptable, now: Duration) -> LinkError {
         let text = error.to_string();
         let refusal = match error {
             Unacceptable::Refused(refusal) => refusal,
@@ -204,7 +204,7 @@ impl<E: Runtime> Connection<E> {
             .reconnects
             .get_or_create(&super::metrics::ReasonLabel { reason: error.reason() })
             .inc();
-        let now = context.current();
+        let now = context.monotonic();
         if let LinkError::Refused(refused) = error
             && (refused.code == Code::Mismatch || refused.code == Code::UnsupportedVersion)
         {

@@ -2,6 +2,7 @@
 
 use super::{
     connection::Connection,
+    freshness::Freshness,
     known::Known,
     metrics::Metrics,
     pin,
@@ -177,7 +178,15 @@ pub async fn start<E: Runtime>(context: E, registry: &E, setup: Setup) -> Result
         }
     }
     let database = policy.database;
-    let known = Known::new(policy, store, rotations, own.as_ref(), directory, metrics.clone());
+    let now = context.moment();
+    let freshness = Freshness::new(sync.skew, now);
+    let own = own.as_ref();
+    let known =
+        Known::new(policy, store, rotations, own, directory, metrics.clone(), freshness, now);
+    if let (Some(ledger), Some(newest)) = (&ledger, known.newest()) {
+        // The log has the signature that the state was made with; a better one may be known.
+        ledger.resign(newest);
+    }
     let server = format!("{}:{}", connector.host, connector.port);
     let replica = Arc::new(Replica::new(
         ledger,
@@ -188,7 +197,7 @@ pub async fn start<E: Runtime>(context: E, registry: &E, setup: Setup) -> Result
         mode,
         server,
         sync.skew,
-        context.current(),
+        now.monotonic,
     ));
     let (sessions, session) = watch::channel(None);
     let (links, link) = watch::channel(None);
@@ -226,7 +235,7 @@ pub async fn start<E: Runtime>(context: E, registry: &E, setup: Setup) -> Result
 
 async fn measure<E: Runtime>(context: E, replica: Arc<Replica<E>>) {
     loop {
-        replica.measure(context.current());
+        replica.measure(context.moment());
         context.sleep(MEASURE_INTERVAL).await;
     }
 }

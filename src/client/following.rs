@@ -15,7 +15,7 @@ use crate::{
     telemetry::context::TraceContext,
     wire::Code,
 };
-use std::{sync::Arc, time::SystemTime};
+use std::{sync::Arc, time::Duration};
 use tracing::{Instrument as _, field::Empty};
 
 impl<E: Runtime> SyncLoop<E> {
@@ -34,9 +34,9 @@ impl<E: Runtime> SyncLoop<E> {
         // What was refused stays refused until something was accepted: a state that flaps with each
         // attempt is seen by nobody.
         if !matches!(self.replica.phase(), Phase::Refusing(_) | Phase::Stalled(_)) {
-            self.replica.set_phase(Phase::Following, self.context.current());
+            self.replica.set_phase(Phase::Following, self.context.monotonic());
         }
-        let mut target_asked = self.context.current();
+        let mut target_asked = self.context.monotonic();
         loop {
             let received = match self.or_stop(follow::receive(&mut stream)).await {
                 Step::Stop => return Ok(Step::Stop),
@@ -70,15 +70,15 @@ impl<E: Runtime> SyncLoop<E> {
             if let Err(outcome) = step {
                 return Ok(Step::Done(outcome));
             }
-            self.replica.set_phase(Phase::Following, self.context.current());
+            self.replica.set_phase(Phase::Following, self.context.monotonic());
             self.release(session);
             if let Some(wanted) = &target {
-                let now = self.context.current();
+                let now = self.context.monotonic();
                 let interval = self.config.pace.target_update_interval;
                 if ledger.head().checkpoint.sequence >= wanted.checkpoint.sequence {
                     return Ok(Step::Done(Outcome::Reached));
                 }
-                if now.duration_since(target_asked).unwrap_or_default() >= interval {
+                if now.saturating_sub(target_asked) >= interval {
                     target_asked = now;
                     let asked = self.ask_target(&session.link).await.ok();
                     target = asked.map(|(target, _)| target).or(target);
@@ -94,6 +94,13 @@ impl<E: Runtime> SyncLoop<E> {
         }
     }
 
+    /// Serves the state with the best signature that is known of it.
+    pub(super) fn resign(&self, ledger: &Ledger<E>) {
+        if let Some(newest) = self.replica.known.newest() {
+            ledger.resign(newest);
+        }
+    }
+
     async fn heartbeat(
         &self,
         ledger: &Arc<Ledger<E>>,
@@ -101,7 +108,7 @@ impl<E: Runtime> SyncLoop<E> {
         session: &Arc<Session<E>>,
     ) -> Result<(), Outcome> {
         self.judge(checkpoint, &session.link).await.map_err(Outcome::End)?;
-        ledger.resign(checkpoint.clone());
+        self.resign(ledger);
         Ok(())
     }
 
@@ -113,7 +120,7 @@ impl<E: Runtime> SyncLoop<E> {
         traces: &[TraceContext],
         session: &Arc<Session<E>>,
     ) -> Result<Result<(), Outcome>, Fatal> {
-        let started = self.context.current();
+        let started = self.context.monotonic();
         let Some(newest) = commits.last() else { return Ok(Ok(())) };
         // Each state is verified and compared with what is known, not only the last one: two
         // signatures that contradict each other may be anywhere among them.
@@ -147,15 +154,15 @@ impl<E: Runtime> SyncLoop<E> {
             }
         }
         let states = commits.iter().map(|commit| &commit.checkpoint);
-        self.replica.known.adopted(states, self.context.current()).await;
+        self.replica.known.adopted(states, self.context.moment()).await;
         self.adopted(newest, commits, size_before, started);
         Ok(Ok(()))
     }
 
     /// Notes an advance by commits.
-    fn adopted(&self, newest: &Commit, commits: &[Commit], size_before: u64, started: SystemTime) {
-        let now = self.context.current();
-        let (now_ms, metrics) = (unix_ms(now), &self.replica.metrics);
+    fn adopted(&self, newest: &Commit, commits: &[Commit], size_before: u64, started: Duration) {
+        let now_ms = unix_ms(self.context.current());
+        let metrics = &self.replica.metrics;
         for commit in commits {
             let delay = now_ms.saturating_sub(commit.checkpoint.checkpoint.committed_at_ms);
             metrics.commit_to_apply.observe(delay as f64 / 1000.0);

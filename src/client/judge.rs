@@ -10,10 +10,9 @@ use crate::{
     ledger::Ledger,
     link::{Link, LinkError},
     replicate::continuity::{self, Break, Continuity, NOT_CONTAINED},
-    runtime::Runtime,
+    runtime::{Moment, Runtime},
     wire::RESPONSE_BYTES_MAX,
 };
-use std::time::SystemTime;
 
 /// How an acceptable checkpoint relates to what the replica knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,7 +58,7 @@ impl<E: Runtime> Replica<E> {
         &self,
         signed: &SignedCheckpoint,
         link: &Link<E>,
-        now: SystemTime,
+        now: Moment,
     ) -> Result<Standing, Unacceptable> {
         let ledger = self.ledger.load_full();
         let own = ledger.as_ref().map(|ledger| ledger.head());
@@ -71,6 +70,8 @@ impl<E: Runtime> Replica<E> {
             }
             Admission::Stale => {
                 self.judge_older(signed).await?;
+                // The same state may have been signed again with an earlier time.
+                self.known.take(signed, now).await;
                 let newest = self.known.newest();
                 let is_newest =
                     newest.is_some_and(|newest| newest.checkpoint.same_state(&signed.checkpoint));
@@ -85,13 +86,13 @@ impl<E: Runtime> Replica<E> {
         signed: &SignedCheckpoint,
         own: Option<SignedCheckpoint>,
         link: &Link<E>,
-        now: SystemTime,
+        now: Moment,
     ) -> Result<Standing, Unacceptable> {
         if let Some(ours) = self.known.newest().or(own) {
             match self.contains(&ours, signed, link).await? {
                 Continuity::Proved => {}
                 Continuity::CannotBeProved => {
-                    self.known.claim(signed);
+                    self.known.claim(signed, now);
                     return Ok(Standing::Unproved);
                 }
                 Continuity::Broken(found) => return Err(self.convict(ours, *found).into()),

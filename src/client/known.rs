@@ -4,23 +4,18 @@
 //! it was executed, or [proved](crate::replicate::continuity). What contradicts that is evidence,
 //! not knowledge: it is never kept, and never shown to a server.
 
-use super::metrics::Metrics;
+use super::{freshness::Freshness, metrics::Metrics};
 use crate::{
     checkpoint::{
         Admission, Evidence, Policy, Refusal, RotationStore, Rotations, SignedCheckpoint, Store,
         compare,
     },
-    runtime::Runtime,
+    runtime::{Moment, Runtime},
     storage_record,
 };
 use arc_swap::ArcSwap;
 use commonware_utils::sync::{AsyncMutex, Mutex};
-use std::{
-    collections::VecDeque,
-    path::PathBuf,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{collections::VecDeque, path::PathBuf, sync::Arc, time::Duration};
 
 /// How often the newest checkpoint is written down while commits come (each of which the log
 /// keeps anyway).
@@ -53,7 +48,9 @@ pub struct Known<E: Runtime> {
     heard: Mutex<Heard>,
     store: AsyncMutex<Store<E>>,
     rotations: AsyncMutex<RotationStore<E>>,
-    kept_at: Mutex<SystemTime>,
+    /// By the monotonic clock.
+    kept_at: Mutex<Option<Duration>>,
+    freshness: Mutex<Freshness>,
     directory: PathBuf,
     metrics: Arc<Metrics>,
 }
@@ -68,6 +65,8 @@ impl<E: Runtime> Known<E> {
         own: Option<&SignedCheckpoint>,
         directory: PathBuf,
         metrics: Arc<Metrics>,
+        freshness: Freshness,
+        now: Moment,
     ) -> Self {
         let kept = store.newest().cloned();
         let known = Self {
@@ -75,11 +74,15 @@ impl<E: Runtime> Known<E> {
             heard: Mutex::default(),
             store: AsyncMutex::new(store),
             rotations: AsyncMutex::new(rotations),
-            kept_at: Mutex::new(SystemTime::UNIX_EPOCH),
+            kept_at: Mutex::default(),
+            freshness: Mutex::new(freshness),
             directory,
             metrics,
         };
-        let newest = known.reconcile(kept, own.cloned());
+        let newest = known.reconcile(kept, own.cloned(), now);
+        if let Some(newest) = &newest {
+            known.freshness.lock().note(&newest.checkpoint, now);
+        }
         known.heard.lock().newest = newest;
         known
     }
@@ -89,6 +92,7 @@ impl<E: Runtime> Known<E> {
         &self,
         kept: Option<SignedCheckpoint>,
         own: Option<SignedCheckpoint>,
+        now: Moment,
     ) -> Option<SignedCheckpoint> {
         let kept = kept.filter(|kept| {
             let verified = self.policy.load().verify(kept);
@@ -103,13 +107,38 @@ impl<E: Runtime> Known<E> {
             (kept, own) => return kept.or(own),
         };
         match compare(&kept.checkpoint, &own.checkpoint) {
-            Ok(Admission::Newer | Admission::Resigned) => Some(kept),
-            Ok(Admission::Stale) => Some(own),
+            Ok(Admission::Newer) => Some(kept),
+            Ok(Admission::Resigned | Admission::Stale) if self.prefers(&kept, &own, now) => {
+                Some(kept)
+            }
+            Ok(Admission::Resigned | Admission::Stale) => Some(own),
             Err(reason) => {
                 self.report(own.clone(), kept, reason, None);
                 Some(own)
             }
         }
+    }
+
+    /// Whether `offered`, another signature of the state of `known`, takes its place.
+    fn prefers(&self, offered: &SignedCheckpoint, known: &SignedCheckpoint, now: Moment) -> bool {
+        let (offered, known) = (&offered.checkpoint, &known.checkpoint);
+        offered.same_state(known) && self.freshness.lock().prefers(offered, known, now)
+    }
+
+    /// Age of the newest signature heard that was no future one; `None` if there was none.
+    pub fn signature_age(&self, now: Moment) -> Option<Duration> {
+        self.freshness.lock().age(now)
+    }
+
+    /// How far the newest signature heard lies in the future, if further than tolerated.
+    pub fn signature_ahead(&self, now: Moment) -> Option<Duration> {
+        let target = self.target()?;
+        self.freshness.lock().ahead(&target.checkpoint, now)
+    }
+
+    /// Time since the newest signature that was no future one arrived, or since the start.
+    pub fn silence(&self, now: Moment) -> Duration {
+        self.freshness.lock().silence(now)
     }
 
     /// The newest checkpoint known: the replica's own state, or one proved to extend it.
@@ -164,30 +193,48 @@ impl<E: Runtime> Known<E> {
         Ok(admission)
     }
 
-    /// Takes `signed`, which extends what is known, as known.
-    pub async fn take(&self, signed: &SignedCheckpoint, now: SystemTime) {
+    /// Takes `signed`, which extends what is known, as known; or, of the state that is known
+    /// already, the better of two signatures.
+    pub async fn take(&self, signed: &SignedCheckpoint, now: Moment) {
         {
             let mut heard = self.heard.lock();
-            let is_later = heard.newest.as_ref().is_none_or(|newest| {
-                let found = compare(&signed.checkpoint, &newest.checkpoint);
-                matches!(found, Ok(Admission::Newer | Admission::Resigned))
-            });
-            if !is_later {
+            let (is_signed_now, is_better) = match &heard.newest {
+                None => (true, true),
+                Some(newest) => match compare(&signed.checkpoint, &newest.checkpoint) {
+                    Ok(Admission::Newer) => (true, true),
+                    Ok(_) => (
+                        signed.checkpoint.same_state(&newest.checkpoint),
+                        self.prefers(signed, newest, now),
+                    ),
+                    Err(_) => (false, false),
+                },
+            };
+            if is_signed_now {
+                self.freshness.lock().note(&signed.checkpoint, now);
+            }
+            if !is_better {
                 return;
             }
             let sequence = signed.checkpoint.sequence;
             heard.claims.retain(|claim| claim.checkpoint.sequence > sequence);
             heard.newest = Some(signed.clone());
         }
-        let due = now >= *self.kept_at.lock() + KEEP_INTERVAL;
+        let due = {
+            let mut kept_at = self.kept_at.lock();
+            let due = kept_at.is_none_or(|kept| now.monotonic >= kept + KEEP_INTERVAL);
+            if due {
+                *kept_at = Some(now.monotonic);
+            }
+            due
+        };
         if due {
-            *self.kept_at.lock() = now;
             self.keep().await;
         }
     }
 
     /// Remembers `signed`, a later state that cannot be proved to extend what is known.
-    pub fn claim(&self, signed: &SignedCheckpoint) {
+    pub fn claim(&self, signed: &SignedCheckpoint, now: Moment) {
+        self.freshness.lock().note(&signed.checkpoint, now);
         let mut heard = self.heard.lock();
         heard.claims.retain(|claim| !claim.checkpoint.same_state(&signed.checkpoint));
         if heard.claims.len() == CLAIMS_MAX {
@@ -203,7 +250,7 @@ impl<E: Runtime> Known<E> {
 
     /// Takes states that were executed, in their order, as known. What was claimed before and
     /// contradicts them becomes evidence.
-    pub async fn adopted(&self, states: impl Iterator<Item = &SignedCheckpoint>, now: SystemTime) {
+    pub async fn adopted(&self, states: impl Iterator<Item = &SignedCheckpoint>, now: Moment) {
         let claims: Vec<_> = self.heard.lock().claims.iter().cloned().collect();
         let mut newest = None;
         for state in states {

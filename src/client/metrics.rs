@@ -50,6 +50,7 @@ pub struct Metrics {
     pub target_size: Registered<Gauge>,
     pub lag_operations: Registered<Gauge>,
     pub lag_seconds: Registered<Seconds>,
+    pub signature_ahead: Registered<Seconds>,
     pub iterations: Registered<Family<IterationLabel, Counter>>,
     pub root_changes: Registered<Counter>,
     pub iteration_duration: Registered<Durations>,
@@ -88,6 +89,10 @@ impl Metrics {
             lag_seconds: seconds(
                 "sync_lag_seconds",
                 "Seconds since the replica last equalled a fresh signed checkpoint; 0 while it does",
+            ),
+            signature_ahead: seconds(
+                "signature_ahead_seconds",
+                "Seconds that the newest signature lies in the future, beyond the skew tolerated; else 0",
             ),
             iterations: registry.register(
                 "iterations",
@@ -186,5 +191,13 @@ impl Metrics {
 /// What is refused beyond checkpoints.
 const REJECTIONS: [&str; 5] = ["boundary", "commit_root", "proof", "protocol", "root"];
 /// Reasons for not advancing.
-const STALLS: [&str; 7] =
-    ["equivocation", "mismatch", "rejected", "server_behind", "pruned", "storage", "disconnected"];
+const STALLS: [&str; 8] = [
+    "clock",
+    "equivocation",
+    "mismatch",
+    "rejected",
+    "server_behind",
+    "pruned",
+    "storage",
+    "disconnected",
+];

@@ -5,6 +5,7 @@ pub mod backend;
 pub mod connection;
 pub mod core;
 mod following;
+pub mod freshness;
 mod judge;
 pub mod known;
 pub mod metrics;

@@ -17,7 +17,7 @@ use crate::{
 use std::{
     num::{NonZeroU64, NonZeroUsize},
     sync::{Arc, atomic::Ordering},
-    time::SystemTime,
+    time::Duration,
 };
 use tracing::Instrument as _;
 
@@ -27,7 +27,7 @@ impl<E: Runtime> SyncLoop<E> {
         &mut self,
         session: &Arc<Session<E>>,
     ) -> Result<Step<Option<End>>, Fatal> {
-        let started = self.context.current();
+        let started = self.context.monotonic();
         let link = &session.link;
         let (target, standing) = match self.or_stop(self.ask_target(link)).await {
             Step::Stop => return Ok(Step::Stop),
@@ -121,7 +121,7 @@ impl<E: Runtime> SyncLoop<E> {
             let fresh = check_freshness(&target.checkpoint, self.context.current(), age, skew);
             if let Err(refusal) = fresh {
                 self.replica.metrics.reject(refusal.reason());
-                return Some(End::Pause(Phase::Stalled("rejected"), refusal.to_string()));
+                return Some(End::Pause(Phase::Stalled("clock"), refusal.to_string()));
             }
         }
         if standing == Standing::Unproved {
@@ -147,12 +147,12 @@ impl<E: Runtime> SyncLoop<E> {
             while let Ok(Response::Checkpoint(checkpoint)) = stream.next().await {
                 // Later ones are proved when they are needed; until then they tell how far behind
                 // the replica is.
+                let now = context.moment();
                 match replica.known.admit(&checkpoint, None) {
-                    Ok(Admission::Newer) => replica.known.claim(&checkpoint),
-                    Ok(Admission::Resigned) => {
-                        replica.known.take(&checkpoint, context.current()).await;
+                    Ok(Admission::Newer) => replica.known.claim(&checkpoint, now),
+                    Ok(Admission::Resigned | Admission::Stale) => {
+                        replica.known.take(&checkpoint, now).await;
                     }
-                    Ok(Admission::Stale) => {}
                     Err(_) => {
                         let text = "the server's checkpoint is not acceptable";
                         link.close(LinkError::Protocol(text));
@@ -201,10 +201,10 @@ impl<E: Runtime> SyncLoop<E> {
         &mut self,
         old: Option<Arc<Ledger<E>>>,
         ledger: Arc<Ledger<E>>,
-        started: SystemTime,
+        started: Duration,
     ) -> Result<(), Fatal> {
         let head = ledger.head();
-        self.replica.known.adopted(std::iter::once(&head), self.context.current()).await;
+        self.replica.known.adopted(std::iter::once(&head), self.context.moment()).await;
         let resumed = self.replica.progress.resumed_at.load(Ordering::Relaxed);
         let resumed = resumed.min(head.checkpoint.size).saturating_sub(head.checkpoint.floor);
         self.replica.metrics.resumed_operations.inc_by(resumed);

@@ -8,7 +8,7 @@ use crate::{
     database::types::{Family, Mode},
     ledger::Ledger,
     replicate::Progress,
-    runtime::Runtime,
+    runtime::{Moment, Runtime},
 };
 use arc_swap::ArcSwapOption;
 use commonware_utils::sync::Mutex;
@@ -17,7 +17,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 use tokio::sync::watch;
 
@@ -56,7 +56,7 @@ impl Phase {
 struct Standing {
     phase: Phase,
     last_error: Option<String>,
-    phase_since: SystemTime,
+    phase_since: Duration,
     rate: f64,
 }
 
@@ -89,7 +89,7 @@ pub struct Replica<E: Runtime> {
     pub skew: Duration,
     /// How often the server signs again; what it said last.
     pub heartbeat_ms: AtomicU64,
-    started: SystemTime,
+    started: Duration,
     standing: Mutex<Standing>,
 }
 
@@ -105,7 +105,7 @@ impl<E: Runtime> Replica<E> {
         mode: Mode,
         server: String,
         skew: Duration,
-        now: SystemTime,
+        now: Duration,
     ) -> Self {
         let size = ledger.as_ref().map_or(0, |ledger| ledger.head().checkpoint.size);
         Self {
@@ -138,7 +138,7 @@ impl<E: Runtime> Replica<E> {
     }
 
     /// Says what the client is doing now.
-    pub fn set_phase(&self, phase: Phase, now: SystemTime) {
+    pub fn set_phase(&self, phase: Phase, now: Duration) {
         let mut standing = self.standing.lock();
         if standing.phase == phase {
             return;
@@ -171,35 +171,48 @@ impl<E: Runtime> Replica<E> {
         known.saturating_sub(own)
     }
 
-    /// Seconds behind: 0 while the state equals the newest checkpoint known and that
-    /// was signed lately; else the time since the last signature that it equalled.
-    pub fn lag_seconds(&self, now: SystemTime) -> f64 {
+    /// Seconds behind: 0 while the state equals the newest checkpoint known and a signature that
+    /// says so arrived lately; else the time since then. See [`super::freshness`].
+    pub fn lag_seconds(&self, now: Moment) -> f64 {
         let Some(head) = self.head() else {
-            return now.duration_since(self.started).unwrap_or_default().as_secs_f64();
+            return now.monotonic.saturating_sub(self.started).as_secs_f64();
         };
         let known = self.known.target();
         let equal =
             known.as_ref().is_none_or(|known| known.checkpoint.same_state(&head.checkpoint));
-        let signed = match &known {
-            Some(known) if equal => known.checkpoint.age(now).min(head.checkpoint.age(now)),
-            _ => head.checkpoint.age(now),
-        };
+        let silence = self.known.silence(now);
+        if !equal {
+            return head.checkpoint.age(now.wall).max(silence).as_secs_f64();
+        }
         let heartbeat = Duration::from_millis(self.heartbeat_ms.load(Ordering::Relaxed));
-        if equal && signed < heartbeat * 2 + self.skew { 0.0 } else { signed.as_secs_f64() }
+        match self.known.signature_age(now) {
+            Some(age) if age < heartbeat * 2 + self.skew => 0.0,
+            Some(age) => age.as_secs_f64(),
+            None => silence.as_secs_f64(),
+        }
     }
 
-    /// Age of the newest signature known.
-    pub fn signature_age(&self, now: SystemTime) -> Option<Duration> {
-        self.known.target().map(|known| known.checkpoint.age(now))
+    /// Why the newest signature is not fresh enough to be ready, if it is not.
+    pub fn staleness(&self, age_max: Duration, now: Moment) -> Option<String> {
+        if self.known.signature_age(now).is_some_and(|age| age <= age_max) {
+            return None;
+        }
+        Some(match self.known.signature_ahead(now) {
+            Some(ahead) => format!(
+                "the newest signature lies {:.0} s in the future: the publisher's clock or this one is wrong",
+                ahead.as_secs_f64()
+            ),
+            None => "the newest signature is older than --max-age".into(),
+        })
     }
 
     /// The state that a read made now would see.
-    pub fn view(&self, now: SystemTime) -> Option<View> {
+    pub fn view(&self, now: Moment) -> Option<View> {
         self.head().map(|head| self.view_of(&head, now))
     }
 
     /// The view of a state that was read.
-    pub fn view_of(&self, head: &SignedCheckpoint, now: SystemTime) -> View {
+    pub fn view_of(&self, head: &SignedCheckpoint, now: Moment) -> View {
         View {
             database: head.checkpoint.database,
             size: head.checkpoint.size,
@@ -209,7 +222,7 @@ impl<E: Runtime> Replica<E> {
     }
 
     /// Writes how things stand into the metrics; called now and then.
-    pub fn measure(&self, now: SystemTime) {
+    pub fn measure(&self, now: Moment) {
         let gauge = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
         let head = self.head();
         let known = self.known.target();
@@ -218,6 +231,8 @@ impl<E: Runtime> Replica<E> {
         metrics.target_size.set(gauge(known.as_ref().map_or(0, |known| known.checkpoint.size)));
         metrics.lag_operations.set(gauge(self.lag_operations()));
         metrics.lag_seconds.set(self.lag_seconds(now));
+        let ahead = self.known.signature_ahead(now).unwrap_or_default();
+        metrics.signature_ahead.set(ahead.as_secs_f64());
         if let Some(head) = &head {
             metrics.last_verified.set(head.checkpoint.signed_at_ms as f64 / 1000.0);
         }
@@ -226,7 +241,7 @@ impl<E: Runtime> Replica<E> {
         self.measure_state_sync(now);
     }
 
-    fn measure_state_sync(&self, now: SystemTime) {
+    fn measure_state_sync(&self, now: Moment) {
         let (held, target, eta) = self.state_sync_progress(now).unwrap_or((0, 0, 0.0));
         let gauge = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
         self.metrics.state_sync_operations.set(gauge(held));
@@ -235,7 +250,7 @@ impl<E: Runtime> Replica<E> {
     }
 
     /// Operations held, operations of the target and seconds left, while a state sync runs.
-    fn state_sync_progress(&self, now: SystemTime) -> Option<(u64, u64, f64)> {
+    fn state_sync_progress(&self, now: Moment) -> Option<(u64, u64, f64)> {
         let mut standing = self.standing.lock();
         if standing.phase != Phase::StateSync {
             return None;
@@ -244,7 +259,7 @@ impl<E: Runtime> Replica<E> {
         let resumed = self.progress.resumed_at.load(Ordering::Relaxed);
         let fetched = self.progress.operations.load(Ordering::Relaxed);
         let held = if resumed == u64::MAX { 0 } else { (resumed + fetched).min(target) };
-        let elapsed = now.duration_since(standing.phase_since).unwrap_or_default().as_secs_f64();
+        let elapsed = now.monotonic.saturating_sub(standing.phase_since).as_secs_f64();
         standing.rate = if elapsed > 0.0 { fetched as f64 / elapsed } else { 0.0 };
         let eta = if standing.rate > 0.0 { (target - held) as f64 / standing.rate } else { 0.0 };
         Some((held, target, eta))
@@ -259,7 +274,7 @@ impl<E: Runtime> Replica<E> {
     }
 
     /// What `GET /v1/status` answers.
-    pub fn status(&self, now: SystemTime) -> Status {
+    pub fn status(&self, now: Moment) -> Status {
         let head = self.head();
         let known = self.known.target();
         let eta = self.state_sync_progress(now).map(|(_, _, eta)| eta);

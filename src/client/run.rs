@@ -19,10 +19,11 @@ use crate::{
     lifecycle::{Health, Shutdown},
     link::Connector,
     replicate::state_sync,
+    runtime::Runtime as _,
     telemetry::{Telemetry, logs::Level, traces::SpanCounts},
 };
 use commonware_cryptography::ed25519::{PrivateKey, PublicKey};
-use commonware_runtime::{Clock as _, Supervisor as _, tokio::Context};
+use commonware_runtime::{Supervisor as _, tokio::Context};
 use std::{
     ffi::OsString,
     path::{Path, PathBuf},
@@ -241,7 +242,7 @@ fn set_ready(health: &Health, context: &Context, replica: &Arc<Replica<Context>>
     let (clock, replica) = (context.child("ready"), replica.clone());
     let (lag_max, age_max) = (config.ready_max_lag, config.max_age);
     health.set_ready(Arc::new(move || {
-        let now = clock.current();
+        let now = clock.moment();
         if replica.head().is_none() {
             return Err("no state has been verified yet".into());
         }
@@ -249,10 +250,7 @@ fn set_ready(health: &Health, context: &Context, replica: &Arc<Replica<Context>>
         if lag > lag_max.as_secs_f64() {
             return Err(format!("lag of {lag:.1} s is above --ready-max-lag"));
         }
-        match replica.signature_age(now) {
-            Some(age) if age <= age_max => Ok(()),
-            _ => Err("the newest signature is older than --max-age".into()),
-        }
+        replica.staleness(age_max, now).map_or(Ok(()), Err)
     }));
 }
 

@@ -18,7 +18,7 @@ use crate::{
 use std::{
     future::Future,
     sync::{Arc, atomic::Ordering},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 use tokio::sync::{mpsc, watch};
 use tracing::{Instrument as _, Span, field::Empty};
@@ -116,7 +116,7 @@ impl<E: Runtime> SyncLoop<E> {
             }
             if let End::Pause(phase, error) = end {
                 tracing::warn!(reason = error, "cannot advance");
-                self.replica.set_phase(phase, self.context.current());
+                self.replica.set_phase(phase, self.context.monotonic());
                 self.replica.set_error(Some(error));
             }
             let pause = backoff.next(&mut self.context);
@@ -176,7 +176,7 @@ impl<E: Runtime> SyncLoop<E> {
                 Outcome::End(end) => return Ok(Step::Done(end)),
                 Outcome::Reached => {
                     self.release(session);
-                    self.replica.set_phase(Phase::Polling, self.context.current());
+                    self.replica.set_phase(Phase::Polling, self.context.monotonic());
                     let sleep = self.context.sleep(self.config.pace.sync_interval);
                     if let Step::Stop = self.or_stop(sleep).await {
                         return Ok(Step::Stop);
@@ -223,8 +223,8 @@ impl<E: Runtime> SyncLoop<E> {
                 Step::Done(Err(end)) => return Ok(Step::Done(Outcome::End(end))),
             }
         };
-        if let Some(target) = &target {
-            ledger.resign(target.clone());
+        if target.is_some() {
+            self.resign(ledger);
         }
         let head = ledger.head().checkpoint;
         if target.as_ref().is_some_and(|target| target.checkpoint.sequence <= head.sequence) {
@@ -270,7 +270,7 @@ impl<E: Runtime> SyncLoop<E> {
         checkpoint: &SignedCheckpoint,
         link: &Arc<Link<E>>,
     ) -> Result<Standing, End> {
-        let judged = self.replica.judge(checkpoint, link, self.context.current()).await;
+        let judged = self.replica.judge(checkpoint, link, self.context.moment()).await;
         judged.map_err(|error| self.unacceptable(error, link))
     }
 
@@ -352,9 +352,9 @@ impl<E: Runtime> SyncLoop<E> {
         kind: &'static str,
         adopted: &SignedCheckpoint,
         size_before: u64,
-        started: SystemTime,
+        started: Duration,
     ) {
-        let elapsed = self.context.current().duration_since(started).unwrap_or_default();
+        let elapsed = self.context.monotonic().saturating_sub(started);
         let (replica, metrics) = (&self.replica, &self.replica.metrics);
         let checkpoint = &adopted.checkpoint;
         let advanced = checkpoint.size.saturating_sub(size_before);
