@@ -496,13 +496,14 @@ impl<E: Runtime> Ledger<E> {
     }
 
     /// A compact database keeps a frontier for each commit: those are enough that it may be opened
-    /// at, or asked for.
+    /// at, or asked for. Whatever the retention of the log and the rate of commits, it keeps at most
+    /// [`FRONTIERS_KEPT`] below the newest durable one and [`FRONTIERS_STEP`] to be dropped; a short
+    /// log has fewer, because a replica cannot follow from before its first record.
     async fn prune_frontiers(&self) -> Result<(), Error> {
         let Bounds { first, .. } = self.log.bounds();
         let keep_from = self.durable.load(Ordering::Acquire).saturating_sub(FRONTIERS_KEPT);
-        if keep_from < first.saturating_add(FRONTIERS_KEPT)
-            || keep_from < self.pruned.load(Ordering::Relaxed) + FRONTIERS_KEPT
-        {
+        let keep_from = keep_from.max(first);
+        if keep_from < self.pruned.load(Ordering::Relaxed) + FRONTIERS_STEP {
             return Ok(());
         }
         let size = self.log.read(keep_from).await?.state().size;
@@ -529,7 +530,9 @@ impl<E: Runtime> Ledger<E> {
 
 /// Newest commits whose traces are remembered.
 const TRACES_MAX: usize = 256;
-/// Commits whose frontiers a compact database keeps, and after how many more it drops others.
-const FRONTIERS_KEPT: u64 = 1024;
+/// Commits below the newest durable one whose frontiers a compact database keeps at most.
+pub const FRONTIERS_KEPT: u64 = 1024;
+/// After how many more it drops others.
+const FRONTIERS_STEP: u64 = 256;
 /// Operations below which pruning is not worth its cost.
 const PRUNE_STEP: u64 = 32_768;

@@ -1,5 +1,6 @@
 //! Damaged, missing, moved and full storage.
 
+mod compact;
 mod damage;
 mod records;
 
