@@ -4,8 +4,9 @@ use crate::{
     VERSION, admin,
     api::Tokens,
     config::{self, CommonArgs, Invalid, TokenFile},
-    exit, http, keys,
+    directory, exit, http, keys,
     lifecycle::{DirectoryError, DirectoryLock, Health, Shutdown},
+    runtime::StorageGuard,
     telemetry::{
         Telemetry,
         logs::{self, Level},
@@ -103,6 +104,8 @@ pub struct Ground {
     pub metrics: TcpListener,
     /// The lock of the storage directory.
     pub lock: DirectoryLock,
+    /// Whether the storage directory is where it was.
+    pub guard: StorageGuard,
     /// Signals.
     pub shutdown: Shutdown,
 }
@@ -114,11 +117,12 @@ pub fn take_ground(
     metrics: SocketAddr,
 ) -> Result<Ground, Failure> {
     let lock = DirectoryLock::take(storage_dir)?;
+    let guard = directory::guard(storage_dir, &data_dir(storage_dir))?;
     let shutdown = Shutdown::install()
         .map_err(|error| Failure::new(exit::INTERNAL, format!("cannot handle signals: {error}")))?;
     let api = http::bind("--api-port", api)?;
     let metrics = http::bind("--metrics-port", metrics)?;
-    Ok(Ground { api, metrics, lock, shutdown })
+    Ok(Ground { api, metrics, lock, guard, shutdown })
 }
 
 /// Where the library keeps its partitions.

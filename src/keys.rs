@@ -200,15 +200,14 @@ pub fn parse_database(text: &str) -> Result<DatabaseId, Error> {
     }
 }
 
-/// Writes one line to `directory/name` atomically, mode 0644.
+/// Writes one line to `directory/name` atomically, mode 0644 whatever the umask.
 pub fn write_public_file(directory: &Path, name: &str, line: &str) -> Result<(), Error> {
-    fs::create_dir_all(directory).map_err(at(directory))?;
+    crate::directory::make_public(directory).map_err(at(directory))?;
     let path = directory.join(name);
-    let mut file = tempfile::Builder::new()
-        .permissions(fs::Permissions::from_mode(0o644))
-        .tempfile_in(directory)
-        .map_err(at(&path))?;
+    let mut file = tempfile::NamedTempFile::new_in(directory).map_err(at(&path))?;
     writeln!(file, "{line}").map_err(at(&path))?;
+    let mode = fs::Permissions::from_mode(0o644);
+    file.as_file().set_permissions(mode).map_err(at(&path))?;
     file.as_file().sync_all().map_err(at(&path))?;
     file.persist(&path).map_err(|error| at(&path)(error.error))?;
     Ok(())

@@ -24,7 +24,7 @@ use crate::{
         record::CommitMetadata,
         types::{Change, Digest, Mode},
     },
-    runtime::Runtime,
+    runtime::{Runtime, StorageGuard},
     telemetry::context::TraceContext,
 };
 use bytes::Bytes;
@@ -315,6 +315,11 @@ impl<E: Runtime> Ledger<E> {
         });
     }
 
+    /// Asks `guard` from here on before commits are given out, and at each upkeep.
+    pub fn guard_with(&self, guard: StorageGuard) {
+        self.log.guard_with(guard);
+    }
+
     /// Family and hash.
     pub const fn kind(&self) -> Kind {
         self.kind
@@ -455,6 +460,7 @@ impl<E: Runtime> Ledger<E> {
     /// Makes the applied state durable in the background of reads, then trims the log and prunes
     /// operations. Called now and then by the owner.
     pub async fn maintain(&self, history: History) -> Result<(), Error> {
+        self.log.check_guard()?;
         let (handle, sequence) = {
             let mut database = self.database.write().await;
             let sequence = self.head.borrow().checkpoint.sequence;

@@ -45,6 +45,7 @@ pub mod ctl;
 pub mod daemon;
 pub mod damage;
 pub mod database;
+pub mod directory;
 pub mod exit;
 pub mod http;
 pub mod keys;

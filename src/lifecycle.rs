@@ -53,7 +53,7 @@ impl DirectoryLock {
     /// storage below would wait for its own lock, and panic where it cannot write.
     pub fn take(path: &Path) -> Result<Self, DirectoryError> {
         let failed = |source| DirectoryError::Io { path: path.to_path_buf(), source };
-        std::fs::create_dir_all(path).map_err(failed)?;
+        crate::directory::prepare(path).map_err(failed)?;
         let mut file = File::options()
             .read(true)
             .write(true)

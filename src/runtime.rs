@@ -10,7 +10,7 @@ use commonware_runtime::{
 };
 use rand_core::CryptoRng;
 use std::{
-    sync::OnceLock,
+    sync::{Arc, OnceLock},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -101,6 +101,15 @@ impl StepWatch {
             Err(back) => (back.duration() >= STEP_MIN).then_some(Step::Back(back.duration())),
         }
     }
+}
+
+/// Says whether the storage is still where it was when it was opened; if not, why. Asked before anything is acknowledged
+/// or adopted, because a file that is held open can be written wherever it was moved to.
+pub type StorageGuard = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
+
+/// The guard of a storage that cannot be moved.
+pub fn unguarded() -> StorageGuard {
+    Arc::new(|| Ok(()))
 }
 
 #[cfg(test)]

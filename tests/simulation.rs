@@ -84,6 +84,7 @@ fn server_setup(kind: Case) -> server::core::Setup {
             requests_per_second: 100_000,
             bytes_per_second: None,
         },
+        guard: syncd::runtime::unguarded(),
     }
 }
 
@@ -118,6 +119,7 @@ fn client_setup(kind: Case, database: syncd::database::types::DatabaseId) -> cli
             history: HISTORY,
         },
         directory: std::env::temp_dir(),
+        guard: syncd::runtime::unguarded(),
     }
 }
 

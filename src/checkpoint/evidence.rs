@@ -50,7 +50,8 @@ impl Evidence {
     /// there is enough already.
     pub fn write(&self, directory: &Path) -> std::io::Result<Option<PathBuf>> {
         let directory = directory.join("evidence");
-        std::fs::create_dir_all(&directory)?;
+        // Never makes the storage directory again, where that is gone.
+        crate::directory::make_inner(&directory)?;
         let part = |signed: &SignedCheckpoint| {
             let Checkpoint { sequence, root, .. } = &signed.checkpoint;
             format!("{sequence}-{}", &root.to_string()[..16])

@@ -18,7 +18,7 @@ use crate::{
     },
     ledger::{self, Ledger},
     link::Connector,
-    runtime::Runtime,
+    runtime::{Runtime, StorageGuard},
     storage_record,
     telemetry::storage::StorageErrors,
 };
@@ -40,6 +40,8 @@ pub struct Setup {
     pub sync: LoopConfig,
     /// Where evidence is written.
     pub directory: PathBuf,
+    /// Whether the storage is where it was.
+    pub guard: StorageGuard,
 }
 
 /// What an operator does about a damaged or incomplete storage.
@@ -144,7 +146,7 @@ pub struct Core<E: Runtime> {
 
 /// Opens the storage and starts everything. `registry` names the metrics.
 pub async fn start<E: Runtime>(context: E, registry: &E, setup: Setup) -> Result<Core<E>, Error> {
-    let Setup { connector, mut policy, sync, directory } = setup;
+    let Setup { connector, mut policy, sync, directory, guard } = setup;
     let errors = StorageErrors::new(registry);
     let pin_was_repaired = pin::check(&context, &policy).await?;
     let rotations = RotationStore::of_replica(context.child("publisher_keys")).await?;
@@ -159,6 +161,10 @@ pub async fn start<E: Runtime>(context: E, registry: &E, setup: Setup) -> Result
     let Opened { ledger, history, own } =
         open_replica(&context, &mut generations, family, mode).await?;
     let ledger = ledger.map(Arc::new);
+    generations.guard_with(guard.clone());
+    if let Some(ledger) = &ledger {
+        ledger.guard_with(guard.clone());
+    }
     if let Some(own) = &own {
         // Before anything of it is served.
         let verified = of_storage.and_then(|policy| policy.verify(own));
@@ -227,8 +233,9 @@ pub async fn start<E: Runtime>(context: E, registry: &E, setup: Setup) -> Result
     let measured = replica.clone();
     let measuring = context.child("measure").spawn(move |context| measure(context, measured));
     let kept = replica.clone();
-    let upkeep =
-        context.child("upkeep").spawn(move |context| maintain(context, kept, history, errors));
+    let upkeep = context
+        .child("upkeep")
+        .spawn(move |context| maintain(context, kept, history, guard, errors));
     let tasks = vec![connecting, measuring];
     Ok(Core { replica, looping, upkeep, fatal, stop, tasks })
 }
@@ -245,10 +252,15 @@ async fn maintain<E: Runtime>(
     context: E,
     replica: Arc<Replica<E>>,
     history: ledger::History,
+    guard: StorageGuard,
     errors: StorageErrors,
 ) -> ledger::Error {
     loop {
         context.sleep(MAINTENANCE_INTERVAL).await;
+        if let Err(gone) = guard() {
+            errors.count("maintain");
+            return database::Error::Gone(gone).into();
+        }
         let Some(ledger) = replica.ledger.load_full() else { continue };
         if let Err(error) = ledger.maintain(history).await {
             let current = replica.ledger.load_full();

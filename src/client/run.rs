@@ -19,7 +19,7 @@ use crate::{
     lifecycle::{Health, Shutdown},
     link::Connector,
     replicate::state_sync,
-    runtime::Runtime as _,
+    runtime::{Runtime as _, StorageGuard},
     telemetry::{Telemetry, logs::Level, traces::SpanCounts},
 };
 use commonware_cryptography::ed25519::{PrivateKey, PublicKey};
@@ -144,7 +144,7 @@ async fn wait_for_trust(config: &Config) -> Result<Trust, Failure> {
     }
 }
 
-fn setup(config: &Config, trust: Trust, identity: PrivateKey) -> Setup {
+fn setup(config: &Config, trust: Trust, identity: PrivateKey, guard: StorageGuard) -> Setup {
     Setup {
         connector: Connector {
             host: config.host.clone(),
@@ -170,6 +170,7 @@ fn setup(config: &Config, trust: Trust, identity: PrivateKey) -> Setup {
             history: config.history,
         },
         directory: config.storage_dir.clone(),
+        guard,
     }
 }
 
@@ -181,7 +182,7 @@ async fn run(
     spans: SpanCounts,
     identity: PrivateKey,
 ) -> Result<(), Failure> {
-    let Ground { api, metrics, lock: _lock, shutdown } = ground;
+    let Ground { api, metrics, lock: _lock, guard, shutdown } = ground;
     let health = Health::default();
     let addresses =
         [("api", daemon::local_address(&api)?), ("metrics", daemon::local_address(&metrics)?)];
@@ -193,7 +194,7 @@ async fn run(
         trust = wait_for_trust(&config) => trust?,
         () = shutdown.wait() => return Ok(()),
     };
-    let setup = setup(&config, trust, identity);
+    let setup = setup(&config, trust, identity, guard);
     let mut core = core::start(context.child("client"), &registry, setup).await.map_err(failure)?;
     let tokens = daemon::load_tokens(None, config.read_token.as_ref())?;
     let backend = Arc::new(ClientBackend::new(context.child("api"), core.replica.clone()));

@@ -18,7 +18,7 @@ pub use record::{
 
 use crate::{
     checkpoint::{SignedCheckpoint, unix_ms},
-    runtime::Runtime,
+    runtime::{Runtime, StorageGuard},
 };
 use age::{Ages, Made};
 use commonware_codec::EncodeSize as _;
@@ -38,6 +38,7 @@ use futures::StreamExt as _;
 use std::{
     collections::VecDeque,
     num::{NonZeroU64, NonZeroUsize},
+    sync::OnceLock,
     time::Duration,
 };
 use tokio::sync::watch;
@@ -75,6 +76,9 @@ pub enum Error {
     /// The storage failed.
     #[error("commit log: {0}")]
     Storage(String),
+    /// The storage is not where it was: what is written now nobody will find.
+    #[error("{0}")]
+    Gone(String),
 }
 
 impl From<journal::Error> for Error {
@@ -121,6 +125,7 @@ pub struct CommitLog<E: Runtime> {
     bounds: watch::Sender<Bounds>,
     segments: Mutex<VecDeque<Segment>>,
     ages: Mutex<Ages>,
+    guard: OnceLock<StorageGuard>,
 }
 
 /// Name of a generation's log, before the library's suffixes.
@@ -202,6 +207,7 @@ impl<E: Runtime> CommitLog<E> {
             bounds: watch::Sender::new(bounds),
             segments: Mutex::new(VecDeque::new()),
             ages: Mutex::new(ages),
+            guard: OnceLock::new(),
         }
     }
 
@@ -255,6 +261,8 @@ impl<E: Runtime> CommitLog<E> {
     /// appended (or signed) in this process.
     pub async fn append(&self, commits: &[Commit]) -> Result<(), Error> {
         let Some(newest) = commits.last() else { return Ok(()) };
+        // The library makes directories that it does not find.
+        self.check_guard()?;
         let handle = {
             let mut slot = self.journal.write().await;
             let journal = slot.take().ok_or(Error::Poisoned)?;
@@ -269,9 +277,23 @@ impl<E: Runtime> CommitLog<E> {
             self.journal.write().await.take();
             return Err(Error::Storage(error.to_string()));
         }
+        if let Err(error) = self.check_guard() {
+            self.journal.write().await.take();
+            return Err(error);
+        }
         self.account(commits);
         self.bounds.send_modify(|bounds| bounds.last = newest.sequence());
         Ok(())
+    }
+
+    /// Asks `guard` from here on before records are given out. The first one counts.
+    pub fn guard_with(&self, guard: StorageGuard) {
+        let _ = self.guard.set(guard);
+    }
+
+    /// Whether the storage is still where it was.
+    pub fn check_guard(&self) -> Result<(), Error> {
+        self.guard.get().map_or(Ok(()), |guard| guard()).map_err(Error::Gone)
     }
 
     /// The records that may be read now.

@@ -45,6 +45,7 @@ pub fn keygen(args: &KeygenArgs) -> Result<(), Failure> {
     keys::write_private(&args.output, &key, args.pem)?;
     let public = keys::public_hex(&key);
     if let Some((directory, name)) = public_file {
+        std::fs::create_dir_all(directory)?;
         keys::write_public_file(directory, name, &public)?;
     }
     print_line(public)

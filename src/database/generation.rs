@@ -12,7 +12,7 @@ use super::{
     types::{Family, Mode},
 };
 use crate::{
-    runtime::Runtime,
+    runtime::{Runtime, StorageGuard, unguarded},
     storage_record::{self, Records},
 };
 use commonware_utils::sequence::U64;
@@ -27,6 +27,7 @@ const SWEPT: u64 = 2;
 /// Which generations there are.
 pub struct Generations<E: Runtime> {
     records: Records<E, U64, u64>,
+    guard: StorageGuard,
 }
 
 /// Every partition of a generation of a database and its commit log.
@@ -56,7 +57,17 @@ impl From<storage_record::Error> for Error {
 impl<E: Runtime> Generations<E> {
     /// Reads the pointer. Makes nothing.
     pub async fn open(context: E) -> Result<Self, Error> {
-        Ok(Self { records: Records::open(context, PARTITION).await? })
+        Ok(Self { records: Records::open(context, PARTITION).await?, guard: unguarded() })
+    }
+
+    /// Asks `guard` from here on before a generation is begun or adopted.
+    pub fn guard_with(&mut self, guard: StorageGuard) {
+        self.guard = guard;
+    }
+
+    /// Says whether the storage is still where it was.
+    pub fn guard(&self) -> StorageGuard {
+        self.guard.clone()
     }
 
     /// Writes the pointer of a storage without generations. Durable on return.
@@ -90,6 +101,7 @@ impl<E: Runtime> Generations<E> {
 
     /// The generation that a state sync should build in: the one begun, else the next.
     pub async fn build(&mut self) -> Result<u64, Error> {
+        (self.guard)().map_err(Error::Gone)?;
         if let Some(building) = self.building() {
             return Ok(building);
         }
@@ -104,6 +116,7 @@ impl<E: Runtime> Generations<E> {
 
     /// Makes `generation` the one that serves.
     pub async fn adopt(&mut self, generation: u64) -> Result<(), Error> {
+        (self.guard)().map_err(Error::Gone)?;
         self.records
             .update(|records| {
                 records.insert(U64::new(ACTIVE), generation);

@@ -319,6 +319,9 @@ pub enum Error {
     /// The storage failed.
     #[error("storage: {0}")]
     Storage(String),
+    /// The storage is not where it was.
+    #[error("{0}")]
+    Gone(String),
 }
 
 impl<F: commonware_storage::merkle::Family> From<commonware_storage::qmdb::Error<F>> for Error {

@@ -81,6 +81,7 @@ pub async fn run<E: Runtime>(
             if state == signed_state(target) {
                 let ledger = Ledger::create(context, place, database, target.clone()).await?;
                 generations.adopt(generation).await?;
+                ledger.guard_with(generations.guard());
                 return Ok(ledger);
             }
             format!("root {} instead of {}", state.root, checkpoint.root)

@@ -11,7 +11,7 @@ use crate::{
     checkpoint::{Identity, Rotations, SignedCheckpoint},
     database::{self, Kind, Place, types::Mode},
     ledger::{self, History, Ledger},
-    runtime::Runtime,
+    runtime::{Runtime, StorageGuard},
     serve::{self, Amnesia, Authorized, limits::Limits},
     storage_record,
     telemetry::storage::StorageErrors,
@@ -57,6 +57,8 @@ pub struct Setup {
     pub authorized: Authorized,
     /// What replicas may use.
     pub limits: Limits,
+    /// Whether the storage is where it was.
+    pub guard: StorageGuard,
 }
 
 /// How the generator works.
@@ -157,6 +159,7 @@ pub async fn start<E: Runtime>(
     let opened = opening::open(&context, &setup, &errors).await?;
     let Opened { record, is_new, rotations, ledger, idempotency } = opened;
     let identity = record.identity();
+    ledger.guard_with(setup.guard.clone());
     let ledger = Arc::new(ledger);
     let server = registry.child("server");
     let (metrics, serve_metrics) = Metrics::new(&server, errors.clone());

@@ -10,6 +10,7 @@ use crate::{
     daemon::{self, Failure, Ground},
     exit, http, keys,
     lifecycle::Health,
+    runtime::StorageGuard,
     serve::Authorized,
     telemetry::{Telemetry, logs::Level, traces::SpanCounts},
 };
@@ -92,6 +93,7 @@ fn setup(
     identity: PrivateKey,
     publisher: PrivateKey,
     authorized: Authorized,
+    guard: StorageGuard,
 ) -> Setup {
     Setup {
         identity,
@@ -107,6 +109,7 @@ fn setup(
         queue_requests_max: config.queue_requests_max,
         authorized,
         limits: config.limits,
+        guard,
     }
 }
 
@@ -119,7 +122,7 @@ async fn run(
     identity: PrivateKey,
     publisher: PrivateKey,
 ) -> Result<(), Failure> {
-    let Ground { api, metrics, lock: _lock, shutdown } = ground;
+    let Ground { api, metrics, lock: _lock, guard, shutdown } = ground;
     let listener = context.bind(config.listen).await.map_err(|_| {
         let text = format!(
             "cannot listen on {} (--port): the port is in use or not allowed",
@@ -141,7 +144,7 @@ async fn run(
     let tokens = daemon::load_tokens(config.api_token.as_ref(), config.read_token.as_ref())?;
     let _build = daemon::build_info(&registry);
     let public = (identity.public_key(), publisher.public_key());
-    let setup = setup(&config, identity, publisher, authorized.clone());
+    let setup = setup(&config, identity, publisher, authorized.clone(), guard);
     let mut core = tokio::select! {
         core = core::start(context.child("server"), &registry, setup, listener) => core.map_err(failure)?,
         () = shutdown.wait() => return Ok(()),

@@ -1,7 +1,10 @@
 //! Damaged, missing, moved and full storage.
 
+mod closed;
 mod compact;
 mod damage;
+mod garbage;
+mod moved;
 mod records;
 
 use std::{
