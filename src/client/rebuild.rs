@@ -8,6 +8,7 @@ use super::{
 };
 use crate::{
     checkpoint::{Admission, SignedCheckpoint, check_freshness},
+    database::Generations,
     ledger::{self, Ledger},
     link::{Link, LinkError},
     replicate::{LinkSource, state_sync},
@@ -212,8 +213,10 @@ impl<E: Runtime> SyncLoop<E> {
         self.replica.ledger.store(Some(ledger));
         self.replica.metrics.root_changes.inc();
         self.report_iteration("state_sync", &head, size_before, started);
-        if let Some(old) = old {
-            old.close().await;
+        match old {
+            Some(old) if old.is_exporting() => self.retire(old),
+            Some(old) => old.close().await,
+            None => {}
         }
         if let Some(history) = self.replica.history.swap(None) {
             history.close().await;
@@ -222,5 +225,22 @@ impl<E: Runtime> SyncLoop<E> {
         let family = self.replica.family;
         self.generations.sweep(&self.context, family).await.map_err(ledger::Error::from)?;
         Ok(())
+    }
+
+    /// Keeps a generation that was replaced until the export that reads it has ended; exports have
+    /// a longest time. What a crash leaves of it is swept at the next opening.
+    fn retire(&self, old: Arc<Ledger<E>>) {
+        let (generation, family) = (old.generation(), self.replica.family);
+        let keep = self.generations.keep(generation);
+        tracing::info!(generation, "the old generation is kept for an export that is running");
+        self.context.child("retire").spawn(move |context| async move {
+            old.exports_ended().await;
+            old.close().await;
+            match Generations::remove(&context, family, generation).await {
+                Ok(()) => tracing::info!(generation, "the old generation was removed"),
+                Err(error) => tracing::warn!(%error, generation, "the old generation stays until the next start"),
+            }
+            drop(keep);
+        });
     }
 }

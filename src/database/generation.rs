@@ -15,7 +15,8 @@ use crate::{
     runtime::{Runtime, StorageGuard, unguarded},
     storage_record::{self, Records},
 };
-use commonware_utils::sequence::U64;
+use commonware_utils::{sequence::U64, sync::Mutex};
+use std::{collections::BTreeSet, sync::Arc};
 
 /// Partition of the pointer.
 pub const PARTITION: &str = "generations";
@@ -28,6 +29,22 @@ const SWEPT: u64 = 2;
 pub struct Generations<E: Runtime> {
     records: Records<E, U64, u64>,
     guard: StorageGuard,
+    kept: Kept,
+}
+
+/// Generations that are open although another one serves.
+type Kept = Arc<Mutex<BTreeSet<u64>>>;
+
+/// Keeps a generation from being swept while it lives.
+pub struct Keep {
+    kept: Kept,
+    generation: u64,
+}
+
+impl Drop for Keep {
+    fn drop(&mut self) {
+        self.kept.lock().remove(&self.generation);
+    }
 }
 
 /// Every partition of a generation of a database and its commit log.
@@ -57,7 +74,8 @@ impl From<storage_record::Error> for Error {
 impl<E: Runtime> Generations<E> {
     /// Reads the pointer. Makes nothing.
     pub async fn open(context: E) -> Result<Self, Error> {
-        Ok(Self { records: Records::open(context, PARTITION).await?, guard: unguarded() })
+        let records = Records::open(context, PARTITION).await?;
+        Ok(Self { records, guard: unguarded(), kept: Kept::default() })
     }
 
     /// Asks `guard` from here on before a generation is begun or adopted.
@@ -154,14 +172,26 @@ impl<E: Runtime> Generations<E> {
         self.sweep(context, family).await
     }
 
-    /// Removes every generation that the pointer does not name. Must not be called while one of them is open.
+    /// Keeps `generation`, which is still open, from being swept.
+    pub fn keep(&self, generation: u64) -> Keep {
+        self.kept.lock().insert(generation);
+        Keep { kept: self.kept.clone(), generation }
+    }
+
+    /// Removes every generation that the pointer does not name, unless it is [kept](Generations::keep). Must not be
+    /// called while another one is open.
     pub async fn sweep(&mut self, context: &E, family: Family) -> Result<(), Error> {
         let named = [self.active(), self.building()];
         let Some(newest) = named.into_iter().flatten().max() else { return Ok(()) };
-        let oldest = named.into_iter().flatten().min().unwrap_or(newest);
+        let kept = self.kept.lock().clone();
+        // What is kept is swept the next time.
+        let remaining = named.into_iter().flatten().chain(kept.first().copied());
+        let oldest = remaining.min().unwrap_or(newest);
         // Replicas count from 1: 0 is the generation of a server's storage.
         let from = self.value(SWEPT).unwrap_or(1).max(1);
-        for garbage in (from..newest).filter(|generation| !named.contains(&Some(*generation))) {
+        let is_garbage =
+            |generation: &u64| !named.contains(&Some(*generation)) && !kept.contains(generation);
+        for garbage in (from..newest).filter(is_garbage) {
             Self::remove(context, family, garbage).await?;
         }
         if oldest > from {

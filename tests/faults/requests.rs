@@ -1,6 +1,8 @@
 //! HTTP requests whose meaning must not be dropped, and callers that hold on to what they got.
 
-use crate::common::{BYTES, Daemon, NDJSON, get, numbered, send, syncctl, try_get, wait_for};
+use crate::common::{
+    BYTES, Daemon, NDJSON, get, numbered, proxy::Proxy, send, syncctl, try_get, wait_for,
+};
 use rustix::{
     net::{AddressFamily, SocketType, connect, socket, sockopt},
     process::Signal,
@@ -32,7 +34,8 @@ fn read_all(mut stream: TcpStream) -> String {
 }
 
 fn get_head(path: &str) -> Vec<u8> {
-    format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n").into_bytes()
+    let lines = "host: localhost\r\nconnection: close\r\n\r\n";
+    format!("GET {path} HTTP/1.1\r\n{lines}").into_bytes()
 }
 
 /// Writes 4,000 values of 5,000 bytes: several pages of an export, more than sockets hold.
@@ -169,7 +172,8 @@ fn ask_and_never_read(url: &str, path: &str) -> TcpStream {
     connect(&raw, &target).unwrap();
     let mut stream = TcpStream::from(raw);
     stream.set_nonblocking(true).unwrap();
-    let _ = stream.write(&get_head(path).repeat(600));
+    let head = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n");
+    let _ = stream.write(head.repeat(600).as_bytes());
     stream
 }
 
@@ -317,4 +321,48 @@ fn waiting_for_a_client_of_another_database_fails_by_name() {
         let database = daemon.status()["database"].as_str().unwrap().to_string();
         assert!(error.contains(&database), "{error}");
     }
+}
+
+/// The size of an answer's state, from its head.
+fn size_of(answer: &str) -> u64 {
+    let line = answer.lines().find_map(|line| line.strip_prefix("syncd-size: ")).unwrap();
+    line.trim().parse().unwrap()
+}
+
+/// A replica that is built anew while one of its readers takes an export: the reader gets the whole old state, and what
+/// was kept for it is removed afterwards.
+#[test]
+fn an_export_outlives_the_generation_that_it_reads() {
+    let directory = tempfile::tempdir().unwrap();
+    let options = ["--log-retention", "1s", "--log-retention-bytes", "64KiB"];
+    let server = Daemon::server(&directory.path().join("server"), &options);
+    let proxy = Proxy::start(&server.sync);
+    let client = server.client(&directory.path().join("client"), &["--server", &proxy.address]);
+    write_large(&server);
+    client.wait_equal(&server);
+    let (size, mut export) = (client.size(), stalled_export(&client));
+    proxy.close(true);
+    let first = server.metric("syncd_server_log_first_sequence");
+    // New commits until the log no longer reaches back to the replica.
+    let mut round = 0;
+    wait_for("the log was trimmed", || {
+        server.write_many(&format!("later-{round}"), 130, 1);
+        round += 1;
+        (server.metric("syncd_server_log_first_sequence") > first + 20.0).then_some(())
+    });
+    proxy.close(false);
+    client.wait_equal(&server);
+    let iterations = "syncd_client_iterations_total{kind=\"state_sync\",result=\"ok\"}";
+    assert!(client.metric(iterations) >= 1.0, "the replica was built anew");
+    assert!(client.log_text().contains("kept for an export"), "{}", client.log_tail());
+    let mut answer = String::new();
+    export.read_to_string(&mut answer).unwrap();
+    assert!(answer.ends_with("0\r\n\r\n"), "the export is complete");
+    assert_eq!(size_of(&answer), size, "of the state that it began with");
+    assert_eq!(answer.matches("\"large-").count(), 4_000);
+    assert_eq!(answer.matches("\"later-").count(), 0);
+    wait_for("the old generation is removed", || {
+        client.log_text().contains("the old generation was removed").then_some(())
+    });
+    assert_eq!(client.metric("syncd_http_exports_total{result=\"complete\"}"), 1.0);
 }
