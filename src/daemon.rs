@@ -4,9 +4,13 @@ use crate::{
     VERSION, admin,
     api::Tokens,
     config::{self, CommonArgs, Invalid, TokenFile},
+    control::{Control, Report},
+    descriptors::{self, Files, Plan, Shares, TooFew},
     directory, exit, http, keys,
     lifecycle::{DirectoryError, DirectoryLock, Health, Shutdown},
     runtime::StorageGuard,
+    stdio,
+    supervisor::Supervisor,
     telemetry::{
         Telemetry,
         logs::{self, Level},
@@ -65,6 +69,12 @@ impl From<DirectoryError> for Failure {
     }
 }
 
+impl From<TooFew> for Failure {
+    fn from(error: TooFew) -> Self {
+        Self::new(exit::USAGE, error.to_string())
+    }
+}
+
 impl From<http::BindError> for Failure {
     fn from(error: http::BindError) -> Self {
         Self::new(exit::IO, error.to_string())
@@ -84,16 +94,23 @@ impl From<keys::Error> for Failure {
     }
 }
 
-/// Runs a daemon's main function and turns its end into an exit code. A failure is one line on
-/// stderr.
-pub fn exit_with(name: &str, result: Result<(), Failure>) -> std::process::ExitCode {
-    match result {
+/// Runs a daemon's main function and turns its end into an exit code. A failure is one line on stderr, and nothing
+/// waits for stderr.
+pub fn run_main(
+    name: &'static str,
+    main: impl FnOnce() -> Result<(), Failure>,
+) -> std::process::ExitCode {
+    stdio::queue::start();
+    stdio::run(name, || match main() {
         Ok(()) => exit::OK.into(),
         Err(failure) => {
-            eprintln!("{name}: {failure}");
+            // A panic has been said.
+            if !failure.message.is_empty() {
+                stdio::note(format_args!("{name}: {failure}"));
+            }
             failure.code.into()
         }
-    }
+    })
 }
 
 /// Ports and the directory, taken before storage is opened, so that a busy one fails fast.
@@ -108,21 +125,65 @@ pub struct Ground {
     pub guard: StorageGuard,
     /// Signals.
     pub shutdown: Shutdown,
+    /// Requests of whoever may write in the directory, where the file system has sockets.
+    pub control: Option<Control>,
+    /// Who may have how many file descriptors.
+    pub descriptors: Plan,
+    /// Who started this process.
+    pub supervisor: Supervisor,
 }
 
-/// Takes the directory and the HTTP ports.
+/// Takes the directory, the HTTP ports and the descriptors.
 pub fn take_ground(
     storage_dir: &Path,
     api: SocketAddr,
     metrics: SocketAddr,
+    wanted: Shares,
 ) -> Result<Ground, Failure> {
     let lock = DirectoryLock::take(storage_dir)?;
     let guard = directory::guard(storage_dir, &data_dir(storage_dir))?;
+    let descriptors = descriptors::plan(
+        descriptors::raise_limit(),
+        Files::count(&data_dir(storage_dir))?,
+        wanted,
+    )?;
+    announce_descriptors(&descriptors);
     let shutdown = Shutdown::install()
         .map_err(|error| Failure::new(exit::INTERNAL, format!("cannot handle signals: {error}")))?;
     let api = http::bind("--api-port", api)?;
     let metrics = http::bind("--metrics-port", metrics)?;
-    Ok(Ground { api, metrics, lock, guard, shutdown })
+    let control = Control::bind(storage_dir)
+        .inspect_err(|error| {
+            tracing::warn!(%error, "no control socket in the storage directory: reload by SIGHUP");
+        })
+        .ok();
+    let supervisor = Supervisor::start();
+    Ok(Ground { api, metrics, lock, guard, shutdown, control, descriptors, supervisor })
+}
+
+/// Says how many descriptors there are, and for what.
+fn announce_descriptors(plan: &Plan) {
+    let Plan { limit, storage, log_segments, shares, is_lowered } = *plan;
+    let Shares { api, metrics, sessions, handshakes } = shares;
+    if is_lowered {
+        tracing::warn!(
+            limit,
+            storage,
+            log_segments,
+            api,
+            metrics,
+            sessions,
+            handshakes,
+            "few file descriptors: fewer connections than configured are accepted at once"
+        );
+    } else {
+        tracing::info!(limit, storage, log_segments, "file descriptors");
+    }
+}
+
+/// Connections of the HTTP ports, and `sessions` and `handshakes`, as they are wanted.
+pub const fn shares(sessions: usize, handshakes: usize) -> Shares {
+    Shares { api: http::CONNECTIONS_MAX, metrics: http::CONNECTIONS_MAX, sessions, handshakes }
 }
 
 /// Where the library keeps its partitions.
@@ -165,7 +226,8 @@ where
         .with_read_write_timeout(NETWORK_TIMEOUT);
     let run = || commonware_runtime::Runner::start(Runner::new(config), work);
     std::panic::catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| {
-        Err(Failure::new(exit::INTERNAL, "a task panicked; the message is above"))
+        // The panic itself has been said.
+        Err(Failure::new(exit::INTERNAL, ""))
     })
 }
 
@@ -181,6 +243,7 @@ where
         return Err(Failure::new(exit::DATA, text));
     }
     let _lock = DirectoryLock::take(storage_dir)?;
+    descriptors::raise_limit();
     let mut made = None;
     let result = &mut made;
     run_on_runtime(storage_dir, |context| async move {
@@ -198,22 +261,28 @@ pub fn start_telemetry(service: &'static str, common: &CommonArgs) -> Result<Tel
         .map_err(|message| Failure::new(exit::USAGE, message))
 }
 
-/// Serves the metrics port until the process ends.
+/// Serves the metrics port until the process ends. `sync` is the most connections of the port for replicas, where
+/// there is one.
 pub fn serve_admin(
     context: &Context,
     listener: TcpListener,
     health: Health,
     spans: SpanCounts,
     metrics: Arc<http::Metrics>,
+    shares: Shares,
+    sync: Option<usize>,
 ) {
     let registry = context.child("encode");
-    let process = Process::new(&context.child("process"), &context.child("syncd"), spans);
+    let mut connections = vec![("api", shares.api), ("metrics", shares.metrics)];
+    connections.extend(sync.map(|max| ("sync", max)));
+    let product = context.child("syncd");
+    let process = Process::new(&context.child("process"), &product, spans, &connections);
     let encode: admin::Encode = Arc::new(move || {
         process.measure();
         registry.encode()
     });
     let router = admin::router(encode, health);
-    let port = http::Port { name: "metrics", connections_max: http::CONNECTIONS_MAX, metrics };
+    let port = http::Port { name: "metrics", connections_max: shares.metrics, metrics };
     tokio::spawn(async move {
         if let Err(error) = http::serve(listener, router, port, std::future::pending()).await {
             tracing::error!(%error, "the metrics port failed");
@@ -225,10 +294,11 @@ pub fn serve_admin(
 pub fn serve_api(
     listener: TcpListener,
     router: Router,
+    connections_max: usize,
     mut stop: tokio::sync::watch::Receiver<bool>,
     metrics: Arc<http::Metrics>,
 ) -> tokio::task::JoinHandle<()> {
-    let port = http::Port { name: "api", connections_max: http::CONNECTIONS_MAX, metrics };
+    let port = http::Port { name: "api", connections_max, metrics };
     tokio::spawn(async move {
         let stopped = async move {
             let _ = stop.wait_for(|stop| *stop).await;
@@ -267,21 +337,41 @@ pub fn load_tokens(write: Option<&TokenFile>, read: Option<&TokenFile>) -> Resul
 }
 
 /// Reads the tokens again; a file that cannot be read leaves its old token in force.
-pub fn reload_tokens(tokens: &Tokens, write: Option<&TokenFile>, read: Option<&TokenFile>) {
-    for (slot, file) in [(&tokens.write, write), (&tokens.read, read)] {
+pub fn reload_tokens(
+    tokens: &Tokens,
+    write: Option<&TokenFile>,
+    read: Option<&TokenFile>,
+    report: &mut Report,
+) {
+    for (name, slot, file) in
+        [("write token", &tokens.write, write), ("read token", &tokens.read, read)]
+    {
         match file.map(TokenFile::load) {
-            Some(Ok(secret)) => slot.store(Some(Arc::new(secret))),
-            Some(Err(error)) => tracing::error!(%error, "the old token stays in force"),
+            Some(Ok(secret)) => {
+                slot.store(Some(Arc::new(secret)));
+                report.reloaded.push(name.into());
+            }
+            Some(Err(error)) => {
+                tracing::error!(%error, "the old token stays in force");
+                report.failed.push(error.to_string());
+            }
             None => {}
         }
     }
 }
 
 /// Reads the level of the log again, where it is in a file.
-pub fn reload_level(level: &Level, common: &CommonArgs) {
-    match level.set(&common.log_level) {
-        Ok(()) => tracing::info!(log_level = common.log_level, "log level reloaded"),
-        Err(allowed) => tracing::error!(allowed, "the old log level stays in force"),
+pub fn reload_level(level: &Level, common: &CommonArgs, report: &mut Report) {
+    let flag = &common.log_level;
+    match level.set(flag) {
+        Ok(()) => {
+            tracing::info!(log_level = flag, "log level reloaded");
+            report.reloaded.push(format!("log level {flag}"));
+        }
+        Err(allowed) => {
+            tracing::error!(allowed, "the old log level stays in force");
+            report.failed.push(config::invalid("--log-level", flag, allowed).to_string());
+        }
     }
 }
 

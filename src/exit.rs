@@ -12,3 +12,5 @@ pub const INTERNAL: u8 = 70;
 pub const IO: u8 = 74;
 /// Try again later: locked by another process, not reached in time.
 pub const TEMPORARY: u8 = 75;
+/// The reader of standard output closed it, as programs of the shell say it: 128 and the number of SIGPIPE.
+pub const PIPE: u8 = 141;

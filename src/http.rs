@@ -35,7 +35,7 @@ use std::{
     time::Duration,
 };
 
-/// Most connections at once on one port.
+/// Most connections at once on one port, where there are descriptors for them.
 pub const CONNECTIONS_MAX: usize = 512;
 /// How long a client may take to send a request's head.
 pub const HEADER_TIMEOUT: Duration = Duration::from_secs(10);

@@ -35,16 +35,20 @@
 //! the wire and the disk is generic over [`runtime::Runtime`], so that tests run it on a simulated
 //! clock, disk and network.
 
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 pub mod admin;
 pub mod api;
 pub mod checkpoint;
 pub mod client;
 pub mod commit_log;
 pub mod config;
+pub mod control;
 pub mod ctl;
 pub mod daemon;
 pub mod damage;
 pub mod database;
+pub mod descriptors;
 pub mod directory;
 pub mod exit;
 pub mod http;
@@ -56,7 +60,9 @@ pub mod replicate;
 pub mod runtime;
 pub mod serve;
 pub mod server;
+pub mod stdio;
 pub mod storage_record;
+pub mod supervisor;
 pub mod telemetry;
 pub mod verify;
 pub mod wire;

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 #[derive(Debug, thiserror::Error)]
 pub enum DirectoryError {
     /// Another process has it.
-    #[error("the storage directory {} is in use by process {owner}", path.display())]
+    #[error("the storage directory {} is in use by {owner}", path.display())]
     Locked {
         /// The directory.
         path: PathBuf,
@@ -64,15 +64,17 @@ impl DirectoryLock {
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                let mut owner = String::new();
-                let _ = file.read_to_string(&mut owner);
-                let owner = owner.trim().to_string();
+                let mut text = String::new();
+                let _ = file.take(OWNER_BYTES_MAX).read_to_string(&mut text);
+                let owner = Owner::from_text(&text).describe(&Owner::of_this_process());
                 return Err(DirectoryError::Locked { path: path.to_path_buf(), owner });
             }
             Err(TryLockError::Error(source)) => return Err(failed(source)),
         }
         file.set_len(0).and_then(|()| file.rewind()).map_err(failed)?;
-        writeln!(file, "{}", std::process::id()).and_then(|()| file.sync_all()).map_err(failed)?;
+        file.write_all(Owner::of_this_process().to_text().as_bytes())
+            .and_then(|()| file.sync_all())
+            .map_err(failed)?;
         tempfile::tempfile_in(path)
             .and_then(|mut probe| probe.write_all(b"probe").and_then(|()| probe.sync_all()))
             .map_err(failed)?;
@@ -80,20 +82,67 @@ impl DirectoryLock {
     }
 }
 
-/// The process that has a storage directory; `None` if none has.
-pub fn owner_of(path: &Path) -> Result<Option<u32>, DirectoryError> {
+/// Whether a process has a storage directory.
+pub fn is_locked(path: &Path) -> Result<bool, DirectoryError> {
     let failed = |source| DirectoryError::Io { path: path.to_path_buf(), source };
-    let mut file = File::open(path.join("lock")).map_err(failed)?;
+    let file = File::open(path.join("lock")).map_err(failed)?;
     match file.try_lock_shared() {
-        // Nobody holds it: what it says is of a process that ended.
-        Ok(()) => Ok(None),
-        Err(TryLockError::WouldBlock) => {
-            let mut owner = String::new();
-            file.read_to_string(&mut owner).map_err(failed)?;
-            let number = owner.trim().parse();
-            number.map(Some).map_err(|_| failed(io::Error::other("its lock names no process")))
-        }
+        Ok(()) => Ok(false),
+        Err(TryLockError::WouldBlock) => Ok(true),
         Err(TryLockError::Error(source)) => Err(failed(source)),
+    }
+}
+
+/// Most bytes of a lock file that are read.
+const OWNER_BYTES_MAX: u64 = 1024;
+
+/// What a lock file says of the process that holds it. A number alone means nothing: each PID namespace has a
+/// process 1, and a directory may be shared between machines.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Owner {
+    process: Option<u32>,
+    pid_namespace: String,
+    boot: String,
+}
+
+impl Owner {
+    fn of_this_process() -> Self {
+        let namespace = std::fs::read_link("/proc/self/ns/pid").unwrap_or_default();
+        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        Self {
+            process: Some(std::process::id()),
+            pid_namespace: namespace.display().to_string(),
+            boot: boot.trim().to_string(),
+        }
+    }
+
+    fn to_text(&self) -> String {
+        let process = self.process.unwrap_or_default();
+        format!("{process}\npid_namespace={}\nboot={}\n", self.pid_namespace, self.boot)
+    }
+
+    fn from_text(text: &str) -> Self {
+        let value = |name: &str| {
+            let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+            value.unwrap_or_default().to_string()
+        };
+        Self {
+            process: text.lines().next().and_then(|line| line.trim().parse().ok()),
+            pid_namespace: value("pid_namespace"),
+            boot: value("boot"),
+        }
+    }
+
+    /// In words, as far as they mean something to `reader`.
+    fn describe(&self, reader: &Self) -> String {
+        let Some(process) = self.process else { return "another process".into() };
+        if self.boot != reader.boot {
+            format!("process {process} of another machine")
+        } else if self.pid_namespace != reader.pid_namespace {
+            format!("process {process} of another PID namespace (a container)")
+        } else {
+            format!("process {process}")
+        }
     }
 }
 
@@ -102,6 +151,7 @@ pub fn owner_of(path: &Path) -> Result<Option<u32>, DirectoryError> {
 pub struct Shutdown {
     requested: watch::Receiver<bool>,
     reloads: watch::Receiver<u64>,
+    reloads_seen: Arc<Mutex<u64>>,
 }
 
 impl Shutdown {
@@ -116,12 +166,13 @@ impl Shutdown {
                 if signal == SIGHUP {
                     reload.send_modify(|count| *count += 1);
                 } else if request.send_replace(true) {
+                    crate::stdio::flush();
                     // By convention 128 and the signal's number.
                     std::process::exit(128 + signal);
                 }
             }
         })?;
-        Ok(Self { requested, reloads })
+        Ok(Self { requested, reloads, reloads_seen: Arc::default() })
     }
 
     /// Waits until the end is requested.
@@ -132,11 +183,13 @@ impl Shutdown {
         }
     }
 
-    /// Calls `reload` for each SIGHUP, for ever.
-    pub async fn on_reload(&self, mut reload: impl FnMut()) {
+    /// Waits for the next SIGHUP. One that came while nobody waited counts.
+    pub async fn reload_signal(&self) {
         let mut reloads = self.reloads.clone();
-        while reloads.changed().await.is_ok() {
-            reload();
+        let seen = *self.reloads_seen.lock();
+        match reloads.wait_for(|count| *count > seen).await {
+            Ok(count) => *self.reloads_seen.lock() = *count,
+            Err(_) => std::future::pending().await,
         }
     }
 }
@@ -205,10 +258,25 @@ mod tests {
         let error = DirectoryLock::take(directory.path()).unwrap_err();
         assert_eq!(error.exit_code(), crate::exit::TEMPORARY);
         assert!(error.to_string().contains(&std::process::id().to_string()), "{error}");
-        assert_eq!(owner_of(directory.path()).unwrap(), Some(std::process::id()));
+        assert!(is_locked(directory.path()).unwrap());
         drop(lock);
-        assert_eq!(owner_of(directory.path()).unwrap(), None);
+        assert!(!is_locked(directory.path()).unwrap());
         DirectoryLock::take(directory.path()).unwrap();
+    }
+
+    #[test]
+    fn a_number_of_another_namespace_is_not_given_as_ours() {
+        let ours = Owner::of_this_process();
+        assert_eq!(Owner::from_text(&ours.to_text()), ours);
+        assert_eq!(ours.describe(&ours), format!("process {}", std::process::id()));
+        let inner =
+            Owner { process: Some(1), pid_namespace: "pid:[1]".into(), boot: ours.boot.clone() };
+        assert!(inner.describe(&ours).contains("of another PID namespace"));
+        let elsewhere = Owner { boot: "other".into(), ..inner };
+        assert!(elsewhere.describe(&ours).contains("of another machine"));
+        for text in ["", "\n", "nonsense"] {
+            assert_eq!(Owner::from_text(text).describe(&ours), "another process");
+        }
     }
 
     #[test]

@@ -34,8 +34,10 @@ use syncd::{
     server::{self, publisher::Source},
 };
 
-const HISTORY: History =
-    History { log: Retention { age: Duration::from_secs(3600), bytes: 1 << 30 }, operations: None };
+const HISTORY: History = History {
+    log: Retention { age: Duration::from_secs(3600), bytes: 1 << 30, segments: usize::MAX },
+    operations: None,
+};
 
 /// What a run is about: family and hash, what the replica keeps, what the server keeps.
 #[derive(Clone, Copy)]
@@ -78,6 +80,8 @@ fn server_setup(kind: Case) -> server::core::Setup {
         queue_requests_max: 1024,
         authorized: Arc::new(tokio::sync::watch::Sender::new(None)),
         limits: Limits {
+            handshakes: 64,
+            handshakes_per_address: 64,
             connections: 64,
             connections_per_address: 64,
             handshakes_per_second: 1000,

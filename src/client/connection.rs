@@ -205,7 +205,7 @@ impl<E: Runtime> Connection<E> {
             .get_or_create(&super::metrics::ReasonLabel { reason: error.reason() })
             .inc();
         let now = context.monotonic();
-        if let LinkError::Refused(refused) = error
+        if let LinkError::Refused(refused) = error.telling()
             && (refused.code == Code::Mismatch || refused.code == Code::UnsupportedVersion)
         {
             replica.set_phase(Phase::Refusing("mismatch"), now);
@@ -213,7 +213,7 @@ impl<E: Runtime> Connection<E> {
                 let _ = self.fatal.send(refused.to_string()).await;
             }
         }
-        if let LinkError::Protocol(what) = error {
+        if let LinkError::Protocol(what) = error.telling() {
             replica.metrics.reject("protocol");
             tracing::warn!(reason = what, "connection dropped");
         } else {

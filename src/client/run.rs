@@ -8,16 +8,17 @@ use super::{
     sync_loop::{Config as LoopConfig, Pace},
 };
 use crate::{
-    api,
+    api::{self, Backend as _},
     checkpoint::{Policy, Rotations},
     config::{
         client::{Args, Config, Follow, OnEquivocation},
         default_storage_dir, parse_or_exit,
     },
+    control::{self, Report},
     daemon::{self, Failure, Ground},
     exit, http, keys,
     lifecycle::{Health, Shutdown},
-    link::Connector,
+    link::{self, Connector},
     replicate::state_sync,
     runtime::{Runtime as _, StorageGuard},
     telemetry::{Telemetry, logs::Level, traces::SpanCounts},
@@ -40,7 +41,7 @@ const SAY_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Runs `syncd-client` with a command line, the program's name first.
 pub fn main(arguments: Vec<OsString>) -> ExitCode {
-    daemon::exit_with("syncd-client", try_main(arguments))
+    daemon::run_main("syncd-client", || try_main(arguments))
 }
 
 fn try_main(arguments: Vec<OsString>) -> Result<(), Failure> {
@@ -53,9 +54,12 @@ fn try_main(arguments: Vec<OsString>) -> Result<(), Failure> {
 }
 
 /// Takes keys, ports and the directory, and runs.
-fn start(config: Config, telemetry: &Telemetry) -> Result<(), Failure> {
+fn start(mut config: Config, telemetry: &Telemetry) -> Result<(), Failure> {
     let (level, spans) = (telemetry.level.clone(), telemetry.spans.clone());
-    let ground = daemon::take_ground(&config.storage_dir, config.api, config.metrics)?;
+    // It dials, and accepts no replica.
+    let wanted = daemon::shares(link::ADDRESSES_MAX, 0);
+    let ground = daemon::take_ground(&config.storage_dir, config.api, config.metrics, wanted)?;
+    config.history.log.segments = ground.descriptors.log_segments;
     let identity = match &config.identity_key {
         Some(path) => keys::load_private(path)?,
         None => load_identity(&config.storage_dir.join("identity.key"), &config.storage_dir)?,
@@ -182,13 +186,24 @@ async fn run(
     spans: SpanCounts,
     identity: PrivateKey,
 ) -> Result<(), Failure> {
-    let Ground { api, metrics, lock: _lock, guard, shutdown } = ground;
+    let Ground { api, metrics, lock: _lock, guard, shutdown, control, descriptors, supervisor } =
+        ground;
+    let asked = control::serve(control);
+    let shares = descriptors.shares;
     let health = Health::default();
     let addresses =
         [("api", daemon::local_address(&api)?), ("metrics", daemon::local_address(&metrics)?)];
     let registry = context.child("syncd");
     let connections = Arc::new(http::Metrics::new(&registry.child("http")));
-    daemon::serve_admin(&context, metrics, health.clone(), spans, connections.clone());
+    daemon::serve_admin(
+        &context,
+        metrics,
+        health.clone(),
+        spans,
+        connections.clone(),
+        shares,
+        None,
+    );
     let _build = daemon::build_info(&registry);
     let trust = tokio::select! {
         trust = wait_for_trust(&config) => trust?,
@@ -200,9 +215,10 @@ async fn run(
     let backend = Arc::new(ClientBackend::new(context.child("api"), core.replica.clone()));
     let (stop, stopped) = watch::channel(false);
     let requests = api::Metrics::new(&registry.child("http"));
+    let watched = backend.clone();
     let address = config.api.ip();
     let router = api::router(backend, tokens.clone(), address, requests, stopped.clone());
-    let serving = daemon::serve_api(api, router, stopped, connections);
+    let serving = daemon::serve_api(api, router, shares.api, stopped, connections);
     set_ready(&health, &context, &core.replica, &config);
     daemon::write_endpoints(&config.storage_dir, &addresses)?;
     tracing::info!(
@@ -212,16 +228,21 @@ async fn run(
         metrics = %addresses[1].1,
         "serving"
     );
-    let result = work(&mut core, &config, &shutdown, || {
-        daemon::reload_tokens(&tokens, None, config.read_token.as_ref());
-        daemon::reload_level(&level, &config.common);
-    })
-    .await;
+    supervisor.ready();
+    supervisor.watch(health.clone(), move || watched.status());
+    let reload = control::on_reload(&shutdown, asked, &supervisor, || {
+        let mut report = Report::default();
+        daemon::reload_tokens(&tokens, None, config.read_token.as_ref(), &mut report);
+        daemon::reload_level(&level, &config.common, &mut report);
+        report
+    });
+    let result = work(&mut core, &config, &shutdown, reload).await;
     if let Err(failure) = result {
         health.died("loop");
         return Err(failure);
     }
     tracing::info!("draining");
+    supervisor.stopping();
     health.drain();
     let drain = async {
         stop.send_replace(true);
@@ -260,9 +281,8 @@ async fn work(
     core: &mut Core<Context>,
     config: &Config,
     shutdown: &Shutdown,
-    reload: impl FnMut(),
+    reload: impl Future<Output = ()>,
 ) -> Result<(), Failure> {
-    let reload = shutdown.on_reload(reload);
     tokio::pin!(reload);
     loop {
         tokio::select! {

@@ -99,6 +99,8 @@ pub struct Retention {
     pub age: Duration,
     /// Most bytes kept.
     pub bytes: u64,
+    /// Most segments kept: each takes two file descriptors.
+    pub segments: usize,
 }
 
 /// What is known of a segment without reading it.
@@ -128,9 +130,12 @@ pub struct CommitLog<E: Runtime> {
     guard: OnceLock<StorageGuard>,
 }
 
+/// How the names of all partitions of logs begin.
+pub const PARTITIONS: &str = "commits-";
+
 /// Name of a generation's log, before the library's suffixes.
 fn partition(generation: u64) -> String {
-    format!("commits-{generation}")
+    format!("{PARTITIONS}{generation}")
 }
 
 /// Every partition that a generation's log may have, for its removal.
@@ -376,9 +381,11 @@ impl<E: Runtime> CommitLog<E> {
         }
         let keep_from = keep_from.min(self.bounds().last);
         let mut first = None;
-        for (segment, age) in segments.iter().zip(oldest) {
+        for (older, (segment, age)) in segments.iter().zip(oldest).enumerate() {
             let end = (segment.index + 1) * SEGMENT_RECORDS.get();
-            let expendable = bytes > retention.bytes || age > retention.age;
+            let expendable = bytes > retention.bytes
+                || segments.len() - older > retention.segments
+                || age > retention.age;
             if !expendable || end > keep_from {
                 break;
             }

@@ -3,9 +3,12 @@
 pub mod client;
 pub mod server;
 
-use crate::database::types::{Family, Mode};
+use crate::{
+    database::types::{Family, Mode},
+    exit, stdio,
+};
 use clap::{Args, Parser, ValueEnum};
-use std::{ffi::OsString, fmt, net::IpAddr, path::PathBuf, time::Duration};
+use std::{ffi::OsString, fmt, io::Write as _, net::IpAddr, path::PathBuf, time::Duration};
 
 /// A value that cannot be used: becomes one line on stderr and exit 64.
 #[derive(Debug, thiserror::Error)]
@@ -71,14 +74,30 @@ pub struct Amount(pub Option<u64>);
 /// Parses a command line; prints and exits on `--help` (0) and on nonsense (64).
 pub fn parse_or_exit<A: Parser>(arguments: impl IntoIterator<Item = OsString>) -> A {
     A::try_parse_from(arguments).unwrap_or_else(|error| {
-        if !error.use_stderr() {
+        let code = if error.use_stderr() {
+            stdio::note(one_line(&error.to_string()));
+            exit::USAGE
+        } else {
             // Help and version.
-            let _ = error.print();
-            std::process::exit(crate::exit::OK.into());
-        }
-        eprintln!("{}", one_line(&error.to_string()));
-        std::process::exit(crate::exit::USAGE.into())
+            print_help(&error)
+        };
+        stdio::flush();
+        std::process::exit(code.into())
     })
+}
+
+/// Prints to standard output; returns the exit code.
+fn print_help(help: &clap::Error) -> u8 {
+    match help.print().and_then(|()| std::io::stdout().flush()) {
+        Ok(()) => exit::OK,
+        Err(error) => {
+            let code = stdio::exit_code(&error);
+            if code != exit::PIPE {
+                stdio::note(format_args!("standard output: {error}"));
+            }
+            code
+        }
+    }
 }
 
 /// The first paragraph of a message, on one line.

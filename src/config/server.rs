@@ -11,7 +11,7 @@ use crate::{
         types::{Family, HashKind, Mode, VALUE_LENGTH_MAX},
     },
     ledger::History,
-    serve::limits::Limits,
+    serve::limits::{HANDSHAKES_AT_ONCE_MAX, HANDSHAKES_PER_ADDRESS_MAX, Limits},
     server::core::Generator,
 };
 use clap::{Parser, parser::ValueSource};
@@ -207,6 +207,8 @@ impl Args {
             publisher_key: self.publisher_key,
             authorized_clients: self.authorized_clients,
             limits: Limits {
+                handshakes: HANDSHAKES_AT_ONCE_MAX,
+                handshakes_per_address: HANDSHAKES_PER_ADDRESS_MAX,
                 connections: positive("--max-connections", self.max_connections)?,
                 connections_per_address: positive(
                     "--max-connections-per-address",
@@ -252,7 +254,12 @@ fn value_length(flag: &'static str, value: u64) -> Result<usize, Invalid> {
 /// How much history the common flags keep.
 pub(super) const fn history(common: &CommonArgs) -> History {
     History {
-        log: Retention { age: common.log_retention, bytes: common.log_retention_bytes },
+        log: Retention {
+            age: common.log_retention,
+            bytes: common.log_retention_bytes,
+            // As many as descriptors allow, which the start finds out.
+            segments: usize::MAX,
+        },
         operations: common.retain_operations.0,
     }
 }

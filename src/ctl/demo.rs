@@ -10,7 +10,7 @@ use super::{
 use crate::{
     api::ndjson,
     database::types::{Change, VALUE_LENGTH_MAX},
-    exit,
+    exit, stdio,
 };
 use clap::{Args, builder::BoolishValueParser};
 use serde_json::Value;
@@ -128,7 +128,7 @@ fn apply(content: &mut Content, ndjson: &[u8], path: Option<&Path>) -> Result<()
 
 /// Writes to stderr. A terminal that is gone is no reason to leave the children alone.
 fn say(text: impl AsRef<str>) {
-    let _ = writeln!(std::io::stderr(), "{}", text.as_ref());
+    stdio::note(text.as_ref());
 }
 
 fn play(

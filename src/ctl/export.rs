@@ -1,7 +1,7 @@
 //! `export`: all or nothing. A file gets its name once the whole export is in it.
 
-use super::{ApiArgs, Failure, http::Api, lines, progress::Progress};
-use crate::exit;
+use super::{ApiArgs, Failure, http::Api, lines, output, progress::Progress};
+use crate::{exit, stdio};
 use clap::Args;
 use signal_hook::{
     consts::{SIGHUP, SIGINT, SIGTERM},
@@ -45,7 +45,7 @@ pub fn run(args: &ExportArgs) -> Result<(), Failure> {
     let input = BufReader::with_capacity(1 << 20, response.body_mut().as_reader());
     let records = copy_lines(input, &mut output.writer(), &args.output)?;
     output.complete()?;
-    eprintln!("{records} records of the state at {size} operations, root {root}");
+    stdio::note(format_args!("{records} records of the state at {size} operations, root {root}"));
     Ok(())
 }
 
@@ -100,12 +100,11 @@ impl Output {
 }
 
 fn failed(path: &Path) -> impl Fn(std::io::Error) -> Failure {
-    let path = if path.as_os_str() == "-" {
-        "standard output".to_string()
-    } else {
-        path.display().to_string()
-    };
-    move |error| Failure::new(exit::IO, format!("{path}: {error}"))
+    let path = (path.as_os_str() != "-").then(|| path.display().to_string());
+    move |error| match &path {
+        Some(path) => Failure::new(exit::IO, format!("{path}: {error}")),
+        None => output::failure(&error),
+    }
 }
 
 /// A temporary file in the directory of `path`, with `mode` as far as the umask allows. It does
@@ -122,10 +121,7 @@ fn temporary_beside(path: &Path, mode: u32) -> std::io::Result<NamedTempFile> {
     std::thread::spawn(move || {
         if let Some(signal) = signals.forever().next() {
             let _ = std::fs::remove_file(&name);
-            let _ = writeln!(
-                std::io::stderr(),
-                "syncctl: the export was interrupted; {path} is as it was"
-            );
+            stdio::note(format_args!("syncctl: the export was interrupted; {path} is as it was"));
             std::process::exit(128 + signal);
         }
     });

@@ -7,6 +7,7 @@ use crate::{
     config::{default_storage_dir, invalid},
     exit, keys,
     server::Discarded,
+    stdio,
 };
 use clap::{Args, builder::BoolishValueParser};
 use std::{
@@ -76,27 +77,27 @@ pub struct NewEpochArgs {
 /// Says what `--discard-unreadable` gave up.
 fn say_discarded(discarded: &Discarded) {
     let Discarded { kept, found, is_exact, idempotency_keys } = *discarded;
-    match found {
+    stdio::note(match found {
         Some(found) if is_exact && found <= kept => {
-            eprintln!("no commit is lost: the database has all that the log has, up to {kept}");
+            format!("no commit is lost: the database has all that the log has, up to {kept}")
         }
-        Some(found) if is_exact => eprintln!(
+        Some(found) if is_exact => format!(
             "LOST: {} acknowledged commits, sequences {} to {found}",
             found - kept,
             kept + 1
         ),
-        Some(found) if found > kept => eprintln!(
+        Some(found) if found > kept => format!(
             "LOST: at least {} acknowledged commits, sequences {} to {found}, and what the unreadable rest of the log held",
             found - kept,
             kept + 1
         ),
-        _ => eprintln!(
+        _ => format!(
             "LOST: every acknowledged commit after {kept}; how many there were cannot be read from the log"
         ),
-    }
-    eprintln!(
+    });
+    stdio::note(format_args!(
         "LOST: {idempotency_keys} idempotency keys that were read, and any that were not: a write that is tried again is written again"
-    );
+    ));
 }
 
 /// Begins a new epoch.
@@ -112,9 +113,9 @@ pub fn new_epoch(args: &NewEpochArgs) -> Result<(), Failure> {
         say_discarded(discarded);
     }
     print_line(id)?;
-    eprintln!(
+    stdio::note(format_args!(
         "clients refuse the new identity until an operator runs 'syncctl adopt-database {id}' on each"
-    );
+    ));
     Ok(())
 }
 
@@ -141,10 +142,13 @@ pub fn rotate_key(args: &RotateKeyArgs) -> Result<(), Failure> {
     let (old, new) = (args.publisher_key.as_deref(), args.new_key.as_deref());
     let rotated = crate::server::rotate_key(&directory, old, new)?;
     print_line(hex::encode(&rotated.successor))?;
-    eprintln!("signs from commit {} on; replicas follow when they connect", rotated.from);
+    stdio::note(format_args!(
+        "signs from commit {} on; replicas follow when they connect",
+        rotated.from
+    ));
     match &rotated.kept {
-        Some(path) => eprintln!("the retired key is kept in {}", path.display()),
-        None => eprintln!("start the server with the new key as --publisher-key"),
+        Some(path) => stdio::note(format_args!("the retired key is kept in {}", path.display())),
+        None => stdio::note("start the server with the new key as --publisher-key"),
     }
     Ok(())
 }

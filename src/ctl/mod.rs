@@ -16,7 +16,7 @@ mod status;
 mod values;
 mod wait;
 
-use crate::{config, exit};
+use crate::{config, exit, stdio};
 use clap::{Args, Parser, Subcommand};
 use std::{ffi::OsString, path::PathBuf, process::ExitCode, time::Duration};
 
@@ -108,6 +108,10 @@ impl Passed {
 
 /// Runs `syncctl` with a command line, the program's name first.
 pub fn main(arguments: Vec<OsString>) -> ExitCode {
+    stdio::run("syncctl", || run(arguments))
+}
+
+fn run(arguments: Vec<OsString>) -> ExitCode {
     let cli: Cli = config::parse_or_exit(arguments);
     let result = match cli.command {
         Command::Keygen(args) => keys::keygen(&args),
@@ -134,7 +138,7 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
         Ok(()) => exit::OK.into(),
         Err(failure) => {
             if !failure.message.is_empty() {
-                eprintln!("syncctl: {failure}");
+                stdio::note(format_args!("syncctl: {failure}"));
             }
             failure.code.into()
         }

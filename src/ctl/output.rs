@@ -1,8 +1,8 @@
 //! Standard output. What cannot be written is a failure: a full disk, a reader that is gone.
 
 use super::Failure;
-use crate::exit;
-use std::{fmt::Display, io::Write as _};
+use crate::{exit, stdio};
+use std::fmt::Display;
 
 /// Writes a line.
 pub fn print_line(text: impl Display) -> Result<(), Failure> {
@@ -11,10 +11,13 @@ pub fn print_line(text: impl Display) -> Result<(), Failure> {
 
 /// Writes bytes as they are.
 pub fn print_bytes(bytes: &[u8]) -> Result<(), Failure> {
-    let mut output = std::io::stdout().lock();
-    // At the end of the process, what is not flushed would be lost without a word.
-    output
-        .write_all(bytes)
-        .and_then(|()| output.flush())
-        .map_err(|error| Failure::new(exit::IO, format!("standard output: {error}")))
+    stdio::print(bytes).map_err(|error| failure(&error))
+}
+
+/// What an error of standard output means. One that says nothing is a pipe whose reader closed it.
+pub fn failure(error: &std::io::Error) -> Failure {
+    match stdio::exit_code(error) {
+        exit::PIPE => Failure::new(exit::PIPE, ""),
+        code => Failure::new(code, format!("standard output: {error}")),
+    }
 }

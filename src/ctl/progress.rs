@@ -1,8 +1,9 @@
 //! How far a command is: a bar on a terminal, a line now and then elsewhere.
 
+use crate::stdio;
 use indicatif::{HumanCount, MultiProgress, ProgressBar, ProgressState, ProgressStyle};
 use std::{
-    io::{IsTerminal as _, Write as _},
+    io::IsTerminal as _,
     sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -97,8 +98,7 @@ fn write_lines(bar: &ProgressBar, started: Instant, stopped: &Receiver<()>) {
 
 /// A failure to write is no reason to end: this is for watching only.
 fn write_line(bar: &ProgressBar, started: Instant) {
-    let line = line(&bar.prefix(), bar.position(), bar.length(), started.elapsed());
-    let _ = writeln!(std::io::stderr(), "{line}");
+    stdio::note(line(&bar.prefix(), bar.position(), bar.length(), started.elapsed()));
 }
 
 fn line(what: &str, records: u64, total: Option<u64>, elapsed: Duration) -> String {

@@ -1,10 +1,17 @@
 //! `reload`.
 
 use super::{Failure, output::print_line};
-use crate::{exit, lifecycle};
+use crate::{
+    config,
+    control::{SOCKET, ask_reload},
+    exit, lifecycle,
+};
 use clap::Args;
-use rustix::process::{Pid, Signal, kill_process};
-use std::path::PathBuf;
+use std::{
+    io::{self, ErrorKind},
+    path::PathBuf,
+    time::Duration,
+};
 
 /// Arguments of `reload`.
 #[derive(Debug, Args)]
@@ -12,23 +19,55 @@ pub struct ReloadArgs {
     /// Storage directory of the running daemon
     #[arg(short = 'd', long, env = "SYNCD_STORAGE_DIR")]
     storage_dir: PathBuf,
+    /// How long the answer may take (like 10s)
+    #[arg(long, env = "SYNCD_TIMEOUT", default_value = "10s", value_parser = config::interval)]
+    timeout: Duration,
 }
 
-/// Sends SIGHUP to the daemon that has the directory: for containers, where nothing else can.
+/// Asks the daemon that has the directory to reload, and says what it did.
 pub fn run(args: &ReloadArgs) -> Result<(), Failure> {
+    let report =
+        ask_reload(&args.storage_dir, args.timeout).map_err(|error| no_answer(args, &error))?;
+    for what in &report.reloaded {
+        print_line(format!("reloaded: {what}"))?;
+    }
+    if report.failed.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::new(exit::DATA, format!("not reloaded: {}", report.failed.join("; "))))
+}
+
+/// Why there is no answer, and what to do instead.
+fn no_answer(args: &ReloadArgs, error: &io::Error) -> Failure {
     let directory = args.storage_dir.display();
-    let owner = lifecycle::owner_of(&args.storage_dir)?;
-    let Some(number) = owner else {
-        let message = format!("no daemon is running on {directory}");
-        return Err(Failure::new(exit::TEMPORARY, message));
-    };
-    let process = i32::try_from(number).ok().and_then(Pid::from_raw);
-    let result = process.map(|process| kill_process(process, Signal::HUP));
-    match result {
-        Some(Ok(())) => print_line(format!("process {number} reloads; its log says what")),
-        Some(Err(error)) => {
-            Err(Failure::new(exit::IO, format!("cannot signal process {number}: {error}")))
+    match error.kind() {
+        ErrorKind::NotFound | ErrorKind::ConnectionRefused => {
+            match lifecycle::is_locked(&args.storage_dir) {
+                Ok(true) => Failure::new(
+                    exit::TEMPORARY,
+                    format!(
+                        "the daemon on {directory} does not listen on {SOCKET}: it is starting, runs on another machine, or \
+                     its file system has no sockets; SIGHUP, sent to it where it runs, does the same"
+                    ),
+                ),
+                Ok(false) => {
+                    Failure::new(exit::TEMPORARY, format!("no daemon is running on {directory}"))
+                }
+                Err(error) => error.into(),
+            }
         }
-        None => Err(Failure::new(exit::DATA, format!("{directory}: '{number}' is no process"))),
+        ErrorKind::WouldBlock | ErrorKind::TimedOut => Failure::new(
+            exit::TEMPORARY,
+            format!(
+                "the daemon on {directory} did not answer within {:?}: it is starting or stopping",
+                args.timeout
+            ),
+        ),
+        ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => {
+            Failure::new(exit::TEMPORARY, format!("the daemon on {directory} is stopping"))
+        }
+        _ => {
+            Failure::new(exit::IO, format!("{}: {error}", args.storage_dir.join(SOCKET).display()))
+        }
     }
 }

@@ -61,6 +61,14 @@ pub enum LinkError {
     /// The server said no.
     #[error("{0}")]
     Refused(Refused),
+    /// No address of a name leads to the server.
+    #[error("{text}")]
+    Addresses {
+        /// Each address with its reason.
+        text: String,
+        /// The reason that says most.
+        telling: Box<LinkError>,
+    },
     /// No answer in time.
     #[error("no answer within {0:?}")]
     Timeout(Duration),
@@ -74,9 +82,46 @@ impl LinkError {
     pub const REASONS: [&str; 7] =
         ["resolve", "connect", "clock_skew", "handshake", "protocol", "timeout", "closed"];
 
-    /// Word for the label of metrics.
-    pub const fn reason(&self) -> &'static str {
+    /// What became of the addresses of `host`; one reason is given as it is.
+    pub(super) fn of_addresses(host: &str, mut failures: Vec<(SocketAddr, Self)>) -> Self {
+        if failures.len() < 2 {
+            let none = Self::Resolve { host: host.into(), message: "no address".into() };
+            return failures.pop().map_or(none, |(_, error)| error);
+        }
+        let each: Vec<String> =
+            failures.iter().map(|(address, error)| format!("{address}: {error}")).collect();
+        let text = format!("no address of '{host}' leads to the server: {}", each.join("; "));
+        let telling = failures.into_iter().map(|(_, error)| error).max_by_key(Self::weight);
+        Self::Addresses { text, telling: Box::new(telling.unwrap_or(Self::Closed)) }
+    }
+
+    /// How much an error says of the server: most if it was the server that spoke.
+    const fn weight(&self) -> u8 {
         match self {
+            Self::Refused(_) => 7,
+            Self::ClockSkew { .. } => 6,
+            Self::Protocol(_) => 5,
+            Self::Handshake(_) => 4,
+            Self::Timeout(_) => 3,
+            Self::Closed => 2,
+            Self::Connect(_) => 1,
+            Self::Resolve { .. } | Self::Addresses { .. } => 0,
+        }
+    }
+
+    /// The error itself, or of several addresses the one that says most.
+    pub fn telling(&self) -> &Self {
+        match self {
+            Self::Addresses { telling, .. } => telling,
+            error => error,
+        }
+    }
+
+    /// Word for the label of metrics.
+    pub fn reason(&self) -> &'static str {
+        match self.telling() {
+            // None is made of others of its kind.
+            Self::Addresses { .. } => "connect",
             Self::Resolve { .. } => "resolve",
             Self::Connect(_) => "connect",
             Self::ClockSkew { .. } => "clock_skew",

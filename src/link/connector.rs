@@ -11,11 +11,17 @@ use commonware_cryptography::{
     handshake::sake::Error as SakeError,
 };
 use commonware_stream::{Upgrader as _, cups, sake, utils::TimeoutError};
+use futures::{StreamExt as _, stream::FuturesUnordered};
 use std::{
     net::{IpAddr, SocketAddr},
     sync::{Arc, atomic::AtomicU64},
     time::Duration,
 };
+
+/// Most addresses of a name that are tried.
+pub const ADDRESSES_MAX: usize = 8;
+/// How long an address is tried alone before the next one is tried beside it.
+pub const HEAD_START: Duration = Duration::from_millis(250);
 
 /// How to reach a server and what to prove to it.
 #[derive(Clone)]
@@ -44,21 +50,35 @@ pub struct Connected<E: Runtime> {
 
 impl Connector {
     /// Resolves, dials, proves and greets. `received` counts every byte that comes.
+    ///
+    /// Behind a name there may be several addresses, and behind one of them something that is not the server: silent,
+    /// closing, or of another protocol. So each is tried up to the greeting, the next one when the one before has
+    /// failed or had its [`HEAD_START`] (RFC 8305). The first server that greets wins; the other attempts are dropped.
     pub async fn connect<E: Runtime>(
         &self,
         context: E,
         hello: &Hello,
         received: Arc<AtomicU64>,
     ) -> Result<Connected<E>, LinkError> {
-        let mut last = LinkError::Resolve { host: self.host.clone(), message: "no address".into() };
-        for address in self.resolve(&context).await? {
-            match self.connect_to(context.child("link"), address, hello, received.clone()).await {
-                Ok((link, welcome)) => return Ok(Connected { link, welcome, address }),
-                Err(error @ LinkError::Connect(_)) => last = error,
-                Err(error) => return Err(error),
+        let mut waiting = self.resolve(&context).await?.into_iter();
+        let mut attempts = FuturesUnordered::new();
+        let mut failures = Vec::new();
+        loop {
+            if let Some(address) = waiting.next() {
+                let attempt =
+                    self.connect_to(context.child("link"), address, hello, received.clone());
+                attempts.push(async move { (address, attempt.await) });
+            }
+            tokio::select! {
+                biased;
+                Some((address, result)) = attempts.next() => match result {
+                    Ok((link, welcome)) => return Ok(Connected { link, welcome, address }),
+                    Err(error) => failures.push((address, error)),
+                },
+                () = context.sleep(HEAD_START), if waiting.len() > 0 => {}
+                else => return Err(LinkError::of_addresses(&self.host, failures)),
             }
         }
-        Err(last)
     }
 
     async fn resolve<E: Runtime>(&self, context: &E) -> Result<Vec<SocketAddr>, LinkError> {
@@ -69,6 +89,7 @@ impl Connector {
             host: self.host.clone(),
             message: error.to_string(),
         })?;
+        let addresses = in_turn(addresses);
         Ok(addresses.into_iter().map(|address| SocketAddr::new(address, self.port)).collect())
     }
 
@@ -132,6 +153,28 @@ impl Connector {
         LinkError::Handshake(format!(
             "{text}; the server may have another key than --server-key says, or not authorise this client's key"
         ))
+    }
+}
+
+/// At most [`ADDRESSES_MAX`] different addresses, those of IPv4 and IPv6 in turn, beginning with the family that the
+/// resolver prefers.
+fn in_turn(addresses: Vec<IpAddr>) -> Vec<IpAddr> {
+    let Some(first) = addresses.first().copied() else { return addresses };
+    let (preferred, other): (Vec<_>, Vec<_>) =
+        addresses.into_iter().partition(|address| address.is_ipv4() == first.is_ipv4());
+    let (mut preferred, mut other) = (preferred.into_iter(), other.into_iter());
+    let mut ordered = Vec::new();
+    loop {
+        let pair = [preferred.next(), other.next()];
+        if pair == [None, None] {
+            ordered.truncate(ADDRESSES_MAX);
+            return ordered;
+        }
+        for address in pair.into_iter().flatten() {
+            if !ordered.contains(&address) {
+                ordered.push(address);
+            }
+        }
     }
 }
 

@@ -15,7 +15,7 @@ mod frames;
 
 pub use bounded::Bounded;
 pub use client::{Link, LinkError, Stream};
-pub use connector::{Connected, Connector};
+pub use connector::{ADDRESSES_MAX, Connected, Connector, HEAD_START};
 pub use frames::{Frames, Outgoing, spawn as spawn_frames};
 
 use commonware_cryptography::{ChaCha20Poly1305, ed25519::PrivateKey};

@@ -47,9 +47,13 @@ pub const LIMITER_ENTRIES_MAX: usize = 16_384;
 // One commit and one answer fit beside each other, so that neither waits for the other for ever.
 const _: () = assert!(COMMIT_RECORD_BYTES_MAX + RESPONSE_BYTES_MAX < CONNECTION_BYTES_MAX);
 
-/// The bounds that an operator sets.
+/// The bounds that an operator sets, lowered to what descriptors allow.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
+    /// Most handshakes at once.
+    pub handshakes: usize,
+    /// Most handshakes at once from one address.
+    pub handshakes_per_address: usize,
     /// Most sessions at once.
     pub connections: usize,
     /// Most sessions at once from one address.
@@ -67,6 +71,21 @@ pub fn address_group(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & (u128::MAX << 64))),
         v4 => v4,
+    }
+}
+
+impl Limits {
+    /// Lowers what needs descriptors. One address keeps the part of the whole that it has at the defaults.
+    pub fn lower(&mut self, sessions: usize, handshakes: usize) {
+        for (all, of_address, max) in [
+            (&mut self.connections, &mut self.connections_per_address, sessions),
+            (&mut self.handshakes, &mut self.handshakes_per_address, handshakes),
+        ] {
+            if max < *all {
+                *all = max;
+                *of_address = (*of_address).min(max.div_ceil(4));
+            }
+        }
     }
 }
 
@@ -203,6 +222,8 @@ mod tests {
 
     fn quotas(bytes_per_second: Option<u64>) -> Quotas {
         Quotas::new(&Limits {
+            handshakes: 1,
+            handshakes_per_address: 1,
             connections: 1,
             connections_per_address: 1,
             handshakes_per_second: 2,

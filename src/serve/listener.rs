@@ -79,6 +79,8 @@ impl Drop for Counted {
 /// Places for what strangers may have going on. Handshakes have their own, so that connections
 /// which prove nothing cannot keep out those that do.
 struct Places {
+    /// Sockets of both kinds: connections that find none wait in the kernel.
+    sockets: Arc<Semaphore>,
     handshakes: Arc<Semaphore>,
     handshakes_of: PerAddress,
     sessions: Arc<Semaphore>,
@@ -97,6 +99,7 @@ pub fn spawn<E: Runtime>(
     // The semaphore counts in 29 bits; so many connections no process can have.
     let sessions_max = config.limits.connections.min(1 << 20);
     let sessions = Arc::new(Semaphore::new(sessions_max));
+    let handshakes_max = config.limits.handshakes;
     let shared = Arc::new(Shared {
         quotas: limits::Quotas::new(&config.limits),
         budget: Arc::new(Budget::default()),
@@ -107,7 +110,8 @@ pub fn spawn<E: Runtime>(
         draining,
     });
     let places = Arc::new(Places {
-        handshakes: Arc::new(Semaphore::new(limits::HANDSHAKES_AT_ONCE_MAX)),
+        sockets: Arc::new(Semaphore::new(sessions_max + handshakes_max)),
+        handshakes: Arc::new(Semaphore::new(handshakes_max)),
         handshakes_of: PerAddress::default(),
         sessions: sessions.clone(),
         sessions_of: PerAddress::default(),
@@ -132,8 +136,13 @@ async fn accept<E: Runtime>(
 ) {
     let mut draining = shared.draining.clone();
     loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+        // A socket is counted before it is accepted: descriptors are shared with the storage.
+        let next = async {
+            let socket = places.sockets.clone().acquire_owned().await;
+            (socket, listener.accept().await)
+        };
+        let (socket, accepted) = tokio::select! {
+            next = next => next,
             _ = draining.wait_for(|draining| *draining) => return,
         };
         let (address, sink, stream) = match accepted {
@@ -148,6 +157,7 @@ async fn accept<E: Runtime>(
         let (shared, places) = (shared.clone(), places.clone());
         context.child("session").spawn(move |context| async move {
             serve_connection(context, shared, places, address, sink, stream, handshake).await;
+            drop(socket);
         });
     }
 }
@@ -170,7 +180,8 @@ fn admit<E: Runtime>(
         shared.metrics.reject("handshake_rate");
         return None;
     }
-    let of_address = Counted::new(&places.handshakes_of, group, limits::HANDSHAKES_PER_ADDRESS_MAX);
+    let of_address =
+        Counted::new(&places.handshakes_of, group, shared.config.limits.handshakes_per_address);
     let of_all = places.handshakes.clone().try_acquire_owned().ok();
     match (of_all, of_address) {
         (Some(of_all), Some(of_address)) => {

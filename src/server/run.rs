@@ -5,9 +5,11 @@ use super::{
     core::{self, Core, Error, Setup},
 };
 use crate::{
-    api::{self, Tokens},
+    api::{self, Backend as _, Tokens},
     config::server::{Config, from_args},
+    control::{self, Report},
     daemon::{self, Failure, Ground},
+    descriptors::Shares,
     exit, http, keys,
     lifecycle::Health,
     runtime::StorageGuard,
@@ -22,7 +24,7 @@ use tokio::sync::watch;
 
 /// Runs `syncd-server` with a command line, the program's name first.
 pub fn main(arguments: Vec<OsString>) -> ExitCode {
-    daemon::exit_with("syncd-server", try_main(arguments))
+    daemon::run_main("syncd-server", || try_main(arguments))
 }
 
 fn try_main(arguments: Vec<OsString>) -> Result<(), Failure> {
@@ -35,9 +37,13 @@ fn try_main(arguments: Vec<OsString>) -> Result<(), Failure> {
 }
 
 /// Takes keys, ports and the directory, and runs.
-fn start(config: Config, telemetry: &Telemetry) -> Result<(), Failure> {
+fn start(mut config: Config, telemetry: &Telemetry) -> Result<(), Failure> {
     let (level, spans) = (telemetry.level.clone(), telemetry.spans.clone());
-    let ground = daemon::take_ground(&config.storage_dir, config.api, config.metrics)?;
+    let wanted = daemon::shares(config.limits.connections, config.limits.handshakes);
+    let ground = daemon::take_ground(&config.storage_dir, config.api, config.metrics, wanted)?;
+    let Shares { sessions, handshakes, .. } = ground.descriptors.shares;
+    config.limits.lower(sessions, handshakes);
+    config.history.log.segments = ground.descriptors.log_segments;
     let key = if daemon::has_data(&config.storage_dir) { load_existing_key } else { load_key };
     let identity = key(config.identity_key.as_deref(), &config.storage_dir, "identity.key")?;
     let publisher = key(config.publisher_key.as_deref(), &config.storage_dir, "publisher.key")?;
@@ -122,7 +128,9 @@ async fn run(
     identity: PrivateKey,
     publisher: PrivateKey,
 ) -> Result<(), Failure> {
-    let Ground { api, metrics, lock: _lock, guard, shutdown } = ground;
+    let Ground { api, metrics, lock: _lock, guard, shutdown, control, descriptors, supervisor } =
+        ground;
+    let asked = control::serve(control);
     let listener = context.bind(config.listen).await.map_err(|_| {
         let text = format!(
             "cannot listen on {} (--port): the port is in use or not allowed",
@@ -139,7 +147,17 @@ async fn run(
     ];
     let registry = context.child("syncd");
     let connections = Arc::new(http::Metrics::new(&registry.child("http")));
-    daemon::serve_admin(&context, metrics, health.clone(), spans, connections.clone());
+    let shares = descriptors.shares;
+    let sockets = Some(shares.sessions + shares.handshakes);
+    daemon::serve_admin(
+        &context,
+        metrics,
+        health.clone(),
+        spans,
+        connections.clone(),
+        shares,
+        sockets,
+    );
     let authorized = load_authorized(&config)?;
     let tokens = daemon::load_tokens(config.api_token.as_ref(), config.read_token.as_ref())?;
     let _build = daemon::build_info(&registry);
@@ -170,12 +188,17 @@ async fn run(
     let (stop, stopped) = watch::channel(false);
     let api_host = config.api.ip();
     let requests = api::Metrics::new(&registry.child("http"));
+    let watched = backend.clone();
     let router = api::router(backend, tokens.clone(), api_host, requests, stopped.clone());
-    let serving = daemon::serve_api(api, router, stopped, connections);
+    let serving = daemon::serve_api(api, router, shares.api, stopped, connections);
     health.set_ready(Arc::new(|| Ok(())));
     daemon::write_endpoints(&config.storage_dir, &addresses)?;
     announce(&core, &addresses);
-    let reload = shutdown.on_reload(|| reload(&config, &authorized, &tokens, &level));
+    supervisor.ready();
+    supervisor.watch(health.clone(), move || watched.status());
+    let reload = control::on_reload(&shutdown, asked, &supervisor, || {
+        reload(&config, &authorized, &tokens, &level)
+    });
     let result = tokio::select! {
         () = shutdown.wait() => Ok(()),
         () = reload => Ok(()),
@@ -186,6 +209,7 @@ async fn run(
         return Err(failure);
     }
     tracing::info!("draining");
+    supervisor.stopping();
     health.drain();
     let drain = async {
         stop.send_replace(true);
@@ -248,16 +272,23 @@ pub(super) fn failure(error: Error) -> Failure {
 }
 
 /// SIGHUP: authorised clients, tokens and the level of the log.
-fn reload(config: &Config, authorized: &Authorized, tokens: &Tokens, level: &Level) {
+fn reload(config: &Config, authorized: &Authorized, tokens: &Tokens, level: &Level) -> Report {
+    let mut report = Report::default();
     if let Some(path) = &config.authorized_clients {
         match keys::load_authorized(path) {
             Ok(keys) => {
                 tracing::info!(keys = keys.len(), "authorised clients reloaded");
+                report.reloaded.push(format!("{} authorised clients", keys.len()));
                 authorized.send_replace(Some(keys));
             }
-            Err(error) => tracing::error!(%error, "the old list of clients stays in force"),
+            Err(error) => {
+                tracing::error!(%error, "the old list of clients stays in force");
+                report.failed.push(error.to_string());
+            }
         }
     }
-    daemon::reload_tokens(tokens, config.api_token.as_ref(), config.read_token.as_ref());
-    daemon::reload_level(level, &config.common);
+    let (write, read) = (config.api_token.as_ref(), config.read_token.as_ref());
+    daemon::reload_tokens(tokens, write, read, &mut report);
+    daemon::reload_level(level, &config.common, &mut report);
+    report
 }

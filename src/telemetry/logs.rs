@@ -1,12 +1,13 @@
 //! The log: one JSON object a line on stderr, or text for people.
 
 use super::json::Json;
-use crate::config::LogFormat;
+use crate::{config::LogFormat, stdio::queue};
 use std::io::IsTerminal as _;
 use tracing_subscriber::{
     EnvFilter, Layer, Registry,
     filter::{FilterExt as _, FilterFn, filter_fn},
-    fmt, reload,
+    fmt::{self, writer::BoxMakeWriter},
+    reload,
 };
 
 /// Libraries whose own words about the export of traces would repeat [`super::traces`]' one warning.
@@ -60,7 +61,12 @@ pub(super) fn layer(
     let (filter, handle) = reload::Layer::new(filter(level)?);
     let terminal = std::io::stderr().is_terminal();
     let text = format.map_or(terminal, |format| format == LogFormat::Text);
-    let layer = fmt::layer().with_writer(std::io::stderr).log_internal_errors(false);
+    // Without a thread for its queue, the log is written directly.
+    let writer = match queue::started() {
+        Some(queue) => BoxMakeWriter::new(queue.clone()),
+        None => BoxMakeWriter::new(std::io::stderr),
+    };
+    let layer = fmt::layer().with_writer(writer).log_internal_errors(false);
     let layer =
         if text { layer.with_ansi(terminal).boxed() } else { layer.event_format(Json).boxed() };
     // Spans are for traces: the log needs none, and where there are no traces they cost nothing.

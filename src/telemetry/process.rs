@@ -1,13 +1,24 @@
 //! What the process uses of the machine: `process_*`, under the names that every exporter has.
 
 use super::traces::SpanCounts;
+use crate::stdio::queue;
 use commonware_runtime::{Metrics as Registry, telemetry::metrics::Registered};
 use commonware_utils::sync::Mutex;
-use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+};
 use std::sync::atomic::AtomicU64;
 use sysinfo::{Pid, ProcessRefreshKind, ProcessesToUpdate, System};
 
 type Seconds = Counter<f64, AtomicU64>;
+
+/// Label of `syncd_connections_max`.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct PortLabel {
+    /// `api`, `metrics` or `sync`.
+    port: &'static str,
+}
 
 /// Metrics of the process, read when they are asked for.
 pub struct Process {
@@ -20,6 +31,8 @@ pub struct Process {
     threads: Registered<Gauge>,
     start_time: Registered<Gauge>,
     _spans: Registered<SpanCounts>,
+    _log_lines_dropped: Registered<Counter>,
+    _connections_max: Registered<Family<PortLabel, Gauge>>,
 }
 
 fn gauge(value: u64) -> i64 {
@@ -29,7 +42,17 @@ fn gauge(value: u64) -> i64 {
 impl Process {
     /// Registers the metrics: `process` names those of the process, `product` is the registry of
     /// what `spans` counts.
-    pub fn new(process: &impl Registry, product: &impl Registry, spans: SpanCounts) -> Self {
+    pub fn new(
+        process: &impl Registry,
+        product: &impl Registry,
+        spans: SpanCounts,
+        connections_max: &[(&'static str, usize)],
+    ) -> Self {
+        let log_lines_dropped = queue::started().map(queue::Queue::dropped).unwrap_or_default();
+        let connections = Family::<PortLabel, Gauge>::default();
+        for (port, max) in connections_max {
+            connections.get_or_create(&PortLabel { port }).set(gauge(*max as u64));
+        }
         let gauge = |name: &str, help: &str| process.register(name, help, Gauge::default());
         Self {
             system: Mutex::new(System::new()),
@@ -45,6 +68,16 @@ impl Process {
             threads: gauge("threads", "Threads of the process"),
             start_time: gauge("start_time_seconds", "Unix time at which the process started"),
             _spans: product.register("trace_spans", "Spans by what became of them", spans),
+            _log_lines_dropped: product.register(
+                "log_lines_dropped",
+                "Lines of the log that were dropped: standard error was not read, or could not be written",
+                log_lines_dropped,
+            ),
+            _connections_max: product.register(
+                "connections_max",
+                "Most connections at once by port, as far as file descriptors allow",
+                connections,
+            ),
         }
     }
 
