@@ -127,14 +127,15 @@ impl Daemon {
         daemon
     }
 
-    /// Starts a daemon without waiting. Options like `OTEL_NAME=value` go into its environment.
+    /// Starts a daemon without waiting. Options like `NAME=value`, with a name in capitals, go into
+    /// its environment.
     pub fn spawn(binary: &str, storage: &Path, options: &[&str]) -> Self {
         let _ = std::fs::remove_file(storage.join("public/endpoints.json"));
         std::fs::create_dir_all(storage.parent().unwrap()).unwrap();
         let log = storage.with_extension("log");
         let file = File::options().create(true).append(true).open(&log).unwrap();
         let (variables, options): (Vec<&str>, Vec<&str>) =
-            options.iter().partition(|option| option.starts_with("OTEL_"));
+            options.iter().partition(|option| option.starts_with(|c: char| c.is_ascii_uppercase()));
         let child = command(binary)
             .envs(variables.iter().filter_map(|variable| variable.split_once('=')))
             .args(["--storage-dir".as_ref(), storage.as_os_str()])
