@@ -1,6 +1,8 @@
 //! The real server and client in the seeded runtime: same code, simulated clock, disk and network.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+#[path = "simulation/clocks.rs"]
+mod clocks;
 mod common;
 #[path = "simulation/forks.rs"]
 mod forks;

@@ -4,6 +4,7 @@
 pub mod peer;
 pub mod proxy;
 pub mod relay;
+pub mod skewed;
 
 use serde_json::Value;
 use std::{

@@ -63,8 +63,7 @@ impl Shift {
 
 const HEARTBEATS: [&str; 2] = ["--heartbeat-interval", "500ms"];
 /// Bounds of a client that make a silent server stale after 2 s.
-const STRICT: [&str; 6] =
-    ["--handshake-skew", "1s", "--max-age", "4s", "--ready-max-lag", "2s"];
+const STRICT: [&str; 6] = ["--handshake-skew", "1s", "--max-age", "4s", "--ready-max-lag", "2s"];
 
 fn steps(server: &Daemon, direction: &str) -> f64 {
     server.metric(&format!("syncd_server_clock_steps_total{{direction=\"{direction}\"}}"))
