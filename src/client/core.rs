@@ -187,8 +187,7 @@ pub async fn start<E: Runtime>(context: E, registry: &E, setup: Setup) -> Result
     let now = context.moment();
     let freshness = Freshness::new(sync.skew, now);
     let own = own.as_ref();
-    let known =
-        Known::new(policy, store, rotations, own, directory, metrics.clone(), freshness, now);
+    let known = Known::new(policy, store, rotations, own, directory, metrics.clone(), freshness);
     if let (Some(ledger), Some(newest)) = (&ledger, known.newest()) {
         // The log has the signature that the state was made with; a better one may be known.
         ledger.resign(newest);

@@ -26,7 +26,7 @@ struct Good {
 #[derive(Debug)]
 pub struct Freshness {
     skew: Duration,
-    began: Duration,
+    began: Moment,
     good: Option<Good>,
     seen: BTreeSet<u64>,
 }
@@ -34,7 +34,12 @@ pub struct Freshness {
 impl Freshness {
     /// Begins `now`; a signature counts as future if it is more than `skew` ahead.
     pub const fn new(skew: Duration, now: Moment) -> Self {
-        Self { skew, began: now.monotonic, good: None, seen: BTreeSet::new() }
+        Self { skew, began: now, good: None, seen: BTreeSet::new() }
+    }
+
+    /// When it began.
+    pub const fn began(&self) -> Moment {
+        self.began
     }
 
     /// How far `checkpoint` was signed in the future, if that is more than the tolerated skew.
@@ -68,7 +73,7 @@ impl Freshness {
 
     /// Time since that signature arrived, or since the start if there was none.
     pub fn silence(&self, now: Moment) -> Duration {
-        now.monotonic.saturating_sub(self.good.map_or(self.began, |good| good.arrived))
+        now.monotonic.saturating_sub(self.good.map_or(self.began.monotonic, |good| good.arrived))
     }
 
     /// Whether `offered`, another signature of the state of `known`, takes its place: a later one

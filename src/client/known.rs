@@ -66,8 +66,8 @@ impl<E: Runtime> Known<E> {
         directory: PathBuf,
         metrics: Arc<Metrics>,
         freshness: Freshness,
-        now: Moment,
     ) -> Self {
+        let now = freshness.began();
         let kept = store.newest().cloned();
         let known = Self {
             policy: ArcSwap::from_pointee(policy),
