@@ -6,12 +6,13 @@ use crate::{
 };
 use axum::{
     Router,
+    body::Bytes,
     extract::State,
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
     routing::get,
 };
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 use tokio::sync::Mutex;
 
 /// Writes all metrics as OpenMetrics.
@@ -21,8 +22,33 @@ pub type Encode = Arc<dyn Fn() -> String + Send + Sync>;
 struct Admin {
     encode: Encode,
     health: Health,
-    /// One answer of `/metrics` is made at a time, so that many do not keep probes waiting.
-    encoding: Arc<Mutex<()>>,
+    newest: Arc<Mutex<Option<Text>>>,
+}
+
+/// All metrics in both forms, and when that was begun.
+#[derive(Clone)]
+struct Text {
+    begun: Instant,
+    openmetrics: Bytes,
+    prometheus: Bytes,
+}
+
+impl Admin {
+    /// All metrics, as they were after this was called. One text is made at a time, for all who
+    /// asked before it was begun, so that many do not keep each other and probes waiting.
+    async fn encoded(&self) -> Text {
+        let asked = Instant::now();
+        let mut newest = self.newest.lock().await;
+        if let Some(text) = newest.as_ref().filter(|text| text.begun > asked) {
+            return text.clone();
+        }
+        let begun = Instant::now();
+        let text = (self.encode)();
+        let prometheus = to_prometheus(&text).into();
+        let text = Text { begun, openmetrics: text.into(), prometheus };
+        *newest = Some(text.clone());
+        text
+    }
 }
 
 /// The router of the metrics port.
@@ -37,19 +63,16 @@ pub fn router(encode: Encode, health: Health) -> Router {
             "/readyz",
             get(|State(admin): State<Admin>| async move { answer(admin.health.readiness()) }),
         )
-        .with_state(Admin { encode, health, encoding: Arc::default() })
+        .with_state(Admin { encode, health, newest: Arc::default() })
 }
 
 async fn metrics(State(admin): State<Admin>, headers: HeaderMap) -> Response {
-    let text = {
-        let _turn = admin.encoding.lock().await;
-        (admin.encode)()
-    };
+    let text = admin.encoded().await;
     let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
     if accept.is_some_and(|accept| accept.contains("application/openmetrics-text")) {
-        ([(header::CONTENT_TYPE, OPENMETRICS)], text).into_response()
+        ([(header::CONTENT_TYPE, OPENMETRICS)], text.openmetrics).into_response()
     } else {
-        ([(header::CONTENT_TYPE, PROMETHEUS)], to_prometheus(&text)).into_response()
+        ([(header::CONTENT_TYPE, PROMETHEUS)], text.prometheus).into_response()
     }
 }
 

@@ -282,7 +282,12 @@ pub fn serve_admin(
         registry.encode()
     });
     let router = admin::router(encode, health);
-    let port = http::Port { name: "metrics", connections_max: shares.metrics, metrics };
+    let port = http::Port {
+        name: "metrics",
+        connections_max: shares.metrics,
+        place_max: Some(http::METRICS_PLACE_MAX),
+        metrics,
+    };
     tokio::spawn(async move {
         if let Err(error) = http::serve(listener, router, port, std::future::pending()).await {
             tracing::error!(%error, "the metrics port failed");
@@ -298,7 +303,7 @@ pub fn serve_api(
     mut stop: tokio::sync::watch::Receiver<bool>,
     metrics: Arc<http::Metrics>,
 ) -> tokio::task::JoinHandle<()> {
-    let port = http::Port { name: "api", connections_max, metrics };
+    let port = http::Port { name: "api", connections_max, place_max: None, metrics };
     tokio::spawn(async move {
         let stopped = async move {
             let _ = stop.wait_for(|stop| *stop).await;

@@ -2,7 +2,8 @@
 //!
 //! A peer that is waited for never holds a place that another connection needs: on a full port the
 //! connection on which nothing has moved for longest is closed, be it idle, in the middle of a head
-//! or a body, or with an answer that it does not take. So a flood cannot keep a probe out.
+//! or a body, or with an answer that it does not take; and while others wait, a connection is closed
+//! after its answer. So a flood cannot keep a probe out.
 
 mod activity;
 mod metrics;
@@ -10,20 +11,24 @@ mod patience;
 mod places;
 mod socket;
 
-pub use activity::STALL_GRACE;
+pub use activity::{IDLE_GRACE, STALL_GRACE};
 pub use metrics::{Metrics, PortLabel, RejectLabel};
 pub use patience::Patience;
 pub use socket::{UNSENT_BYTES_MAX, WRITE_RATE_MIN, WRITE_STALL_MAX};
 
 use activity::{Activity, Reason, Received, Sent};
-use axum::{Router, body::Body, http::Request};
+use axum::{
+    Router,
+    body::Body,
+    http::{HeaderValue, Request, header},
+};
 use hyper::{body::Incoming, service::Service as _};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     server::graceful::GracefulShutdown,
     service::TowerToHyperService,
 };
-use places::Places;
+use places::{Crowd, Places};
 use socket::Socket;
 use std::{
     convert::Infallible,
@@ -43,6 +48,9 @@ pub const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 pub const HEADER_BYTES_MAX: usize = 32 * 1024;
 /// Pause after a failed accept (out of file descriptors, usually).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How long a connection of the metrics port has its place when that is full: no answer there takes
+/// long, and probes have to get through.
+pub const METRICS_PLACE_MAX: Duration = Duration::from_secs(2);
 /// How often a draining port looks for connections that only wait for their peers.
 const DRAIN_INTERVAL: Duration = Duration::from_millis(50);
 
@@ -52,6 +60,9 @@ pub struct Port {
     pub name: &'static str,
     /// Most connections at once.
     pub connections_max: usize,
+    /// How long a connection has its place when the port is full, whatever it does with it; `None`
+    /// where requests may take long.
+    pub place_max: Option<Duration>,
     /// Metrics of all ports.
     pub metrics: Arc<Metrics>,
 }
@@ -85,7 +96,7 @@ pub async fn serve(
 ) -> io::Result<()> {
     let listener = tokio::net::TcpListener::from_std(listener)?;
     let graceful = GracefulShutdown::new();
-    let places = Places::new(port.name, port.connections_max, port.metrics.clone());
+    let places = Places::new(&port);
     let mut builder = hyper::server::conn::http1::Builder::new();
     builder
         .timer(TokioTimer::new())
@@ -105,7 +116,7 @@ pub async fn serve(
                 continue;
             }
         };
-        let service = service(&router, &activity);
+        let service = service(&router, &activity, places.crowd());
         let connection = builder.serve_connection(TokioIo::new(socket), service);
         let connection = graceful.watch(connection);
         let (name, metrics) = (port.name, port.metrics.clone());
@@ -155,6 +166,7 @@ async fn accept(
 fn service(
     router: &Router,
     activity: &Arc<Activity>,
+    crowd: Arc<Crowd>,
 ) -> impl hyper::service::Service<
     Request<Incoming>,
     Response = axum::http::Response<Sent>,
@@ -166,7 +178,14 @@ fn service(
         let service = activity.serve();
         let activity = activity.clone();
         let answer = router.call(request.map(|body| Body::new(Received { body, activity })));
-        async move { Ok(answer.await?.map(|body| Sent { body, _service: service })) }
+        let crowd = crowd.clone();
+        async move {
+            let mut answer = answer.await?;
+            if crowd.is_there() {
+                answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok(answer.map(|body| Sent { body, _service: service }))
+        }
     })
 }
 

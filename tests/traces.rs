@@ -69,6 +69,7 @@ fn collector() -> (String, Received) {
         let port = syncd::http::Port {
             name: "api",
             connections_max: syncd::http::CONNECTIONS_MAX,
+            place_max: None,
             metrics: Arc::default(),
         };
         let served = syncd::http::serve(listener, router, port, std::future::pending());

@@ -15,6 +15,9 @@ use std::{
 /// How long a peer in the middle of something may stand still before it makes room for others.
 pub const STALL_GRACE: Duration = Duration::from_secs(1);
 
+/// How long a connection without a request has its place for sure: until it was looked at.
+pub const IDLE_GRACE: Duration = Duration::from_millis(250);
+
 /// Why a connection was closed from this side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Reason {
@@ -24,16 +27,19 @@ pub(super) enum Reason {
     SlowReader,
     /// Its peer does not send the body that it announced, and its place was needed.
     SlowBody,
+    /// It had its place for longer than requests on that port take, and its place was needed.
+    Long,
 }
 
 impl Reason {
-    pub(super) const ALL: [Self; 3] = [Self::Idle, Self::SlowReader, Self::SlowBody];
+    pub(super) const ALL: [Self; 4] = [Self::Idle, Self::SlowReader, Self::SlowBody, Self::Long];
 
     pub(super) const fn as_str(self) -> &'static str {
         match self {
             Self::Idle => "idle",
             Self::SlowReader => "slow_reader",
             Self::SlowBody => "slow_body",
+            Self::Long => "long",
         }
     }
 }
@@ -77,15 +83,23 @@ impl Activity {
         self.started.elapsed().saturating_sub(moved)
     }
 
+    /// How long the connection has been there.
+    pub(super) fn age(&self) -> Duration {
+        self.started.elapsed()
+    }
+
     /// Why the connection may be closed where its place is needed, if it may.
     pub(super) fn expendable(&self) -> Option<Reason> {
-        if self.is_blocked.load(Ordering::Relaxed) {
-            return (self.quiet() >= STALL_GRACE).then_some(Reason::SlowReader);
-        }
-        if self.awaits_body.load(Ordering::Relaxed) {
-            return (self.quiet() >= STALL_GRACE).then_some(Reason::SlowBody);
-        }
-        (!self.is_in_service.load(Ordering::Relaxed)).then_some(Reason::Idle)
+        let (reason, grace) = if self.is_blocked.load(Ordering::Relaxed) {
+            (Reason::SlowReader, STALL_GRACE)
+        } else if self.awaits_body.load(Ordering::Relaxed) {
+            (Reason::SlowBody, STALL_GRACE)
+        } else if self.is_in_service.load(Ordering::Relaxed) {
+            return None;
+        } else {
+            (Reason::Idle, IDLE_GRACE)
+        };
+        (self.quiet() >= grace).then_some(reason)
     }
 
     /// A request is worked on until the returned value is dropped.
@@ -172,14 +186,21 @@ mod tests {
 
     #[test]
     fn only_who_waits_for_its_peer_makes_room() {
-        let activity = Activity::new();
+        let mut activity = Activity::new();
+        assert_eq!(activity.expendable(), None, "a new one is looked at first");
+        // As if it had come a while ago.
+        if let Some(activity) = Arc::get_mut(&mut activity) {
+            activity.started -= STALL_GRACE * 2;
+        }
         assert_eq!(activity.expendable(), Some(Reason::Idle));
         let service = activity.serve();
         assert_eq!(activity.expendable(), None, "a request is worked on");
         activity.set_blocked(true);
-        assert_eq!(activity.expendable(), None, "not at once");
-        drop(service);
+        assert_eq!(activity.expendable(), Some(Reason::SlowReader));
+        activity.moved();
+        assert_eq!(activity.expendable(), None, "its peer takes something");
         activity.set_blocked(false);
-        assert_eq!(activity.expendable(), Some(Reason::Idle));
+        drop(service);
+        assert_eq!(activity.expendable(), None, "an answer has just gone");
     }
 }

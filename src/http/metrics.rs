@@ -22,7 +22,7 @@ pub struct PortLabel {
 pub struct RejectLabel {
     /// As in [`PortLabel`].
     pub port: &'static str,
-    /// `idle`, `slow_reader` or `slow_body`.
+    /// `idle`, `slow_reader`, `slow_body` or `long`.
     pub reason: &'static str,
 }
 

@@ -1,6 +1,7 @@
 //! The places of a port: how many connections it has, and which of them makes room for a new one.
 
 use super::{
+    Port,
     activity::{Activity, Reason},
     metrics::{Metrics, PortLabel, RejectLabel},
 };
@@ -11,7 +12,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -19,17 +20,36 @@ use tokio::{
 };
 
 /// How often a full port is looked at while a connection waits for a place.
-const LOOK_INTERVAL: Duration = Duration::from_millis(100);
-/// How long nothing may move on a connection without a request once the port drains.
-const DRAIN_QUIET_MAX: Duration = Duration::from_millis(250);
+const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+
+/// For how long a port counts as crowded after a connection had to wait for a place.
+const CROWDED_FOR: Duration = Duration::from_secs(1);
 
 /// The connections of a port.
 pub(super) struct Places {
     port: &'static str,
+    /// How long a connection has its place on a full port, whatever it does with it.
+    place_max: Option<Duration>,
+    crowd: Arc<Crowd>,
     free: Arc<Semaphore>,
     open: Arc<Mutex<HashMap<u64, Open>>>,
     next: AtomicU64,
     metrics: Arc<Metrics>,
+}
+
+/// Whether connections wait for places of a port. While they do, a connection has its place for one
+/// answer.
+#[derive(Default)]
+pub(super) struct Crowd(Mutex<Option<Instant>>);
+
+impl Crowd {
+    fn note(&self) {
+        *self.0.lock() = Some(Instant::now());
+    }
+
+    pub(super) fn is_there(&self) -> bool {
+        self.0.lock().is_some_and(|noted| noted.elapsed() < CROWDED_FOR)
+    }
 }
 
 /// A connection, and how it is ended.
@@ -55,14 +75,21 @@ impl Drop for Place {
 }
 
 impl Places {
-    pub(super) fn new(port: &'static str, count: usize, metrics: Arc<Metrics>) -> Self {
+    pub(super) fn new(port: &Port) -> Self {
         Self {
-            port,
-            free: Arc::new(Semaphore::new(count)),
+            port: port.name,
+            place_max: port.place_max,
+            crowd: Arc::default(),
+            free: Arc::new(Semaphore::new(port.connections_max)),
             open: Arc::default(),
             next: AtomicU64::new(0),
-            metrics,
+            metrics: port.metrics.clone(),
         }
+    }
+
+    /// Whether connections wait for places.
+    pub(super) fn crowd(&self) -> Arc<Crowd> {
+        self.crowd.clone()
     }
 
     /// A place, as soon as there is one. While there is none, a connection that waits for its peer
@@ -72,6 +99,7 @@ impl Places {
             if let Ok(permit) = self.free.clone().try_acquire_owned() {
                 break permit;
             }
+            self.crowd.note();
             self.make_room();
             let freed = self.free.clone().acquire_owned();
             if let Ok(Ok(permit)) = tokio::time::timeout(LOOK_INTERVAL, freed).await {
@@ -117,7 +145,8 @@ impl Places {
             let reason = connection.activity.expendable()?;
             Some((connection.activity.quiet(), *id, reason))
         });
-        let Some((quiet, id, reason)) = expendable.max_by_key(|(quiet, ..)| *quiet) else { return };
+        let quietest = expendable.max_by_key(|(quiet, ..)| *quiet);
+        let Some((quiet, id, reason)) = quietest.or_else(|| self.longest(&open)) else { return };
         if let Some(connection) = open.remove(&id) {
             connection.task.abort();
             Self::count(&self.metrics, self.port, reason);
@@ -130,15 +159,20 @@ impl Places {
         }
     }
 
+    /// The connection that has had its place for longest, where that is bounded.
+    fn longest(&self, open: &HashMap<u64, Open>) -> Option<(Duration, u64, Reason)> {
+        let place_max = self.place_max?;
+        let ages = open.iter().map(|(id, connection)| (connection.activity.age(), *id));
+        let (age, id) = ages.max_by_key(|(age, _)| *age)?;
+        (age >= place_max).then_some((age, id, Reason::Long))
+    }
+
     /// Ends what would keep a draining port waiting for its peer: connections without a request,
     /// and answers that nobody takes.
     pub(super) fn end_quiet(&self) {
         self.open.lock().retain(|_, connection| {
-            let ends = match connection.activity.expendable() {
-                Some(Reason::Idle) => connection.activity.quiet() >= DRAIN_QUIET_MAX,
-                Some(Reason::SlowReader) => true,
-                Some(Reason::SlowBody) | None => false,
-            };
+            let reason = connection.activity.expendable();
+            let ends = matches!(reason, Some(Reason::Idle | Reason::SlowReader));
             if ends {
                 connection.task.abort();
             }

@@ -8,8 +8,12 @@ use rustix::{
     process::Signal,
 };
 use std::{
-    io::{Read as _, Write as _},
+    io::{ErrorKind, Read as _, Write as _},
     net::{SocketAddr, TcpStream},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -177,7 +181,48 @@ fn ask_and_never_read(url: &str, path: &str) -> TcpStream {
     stream
 }
 
-/// Callers that pipeline requests and read no answer, or say nothing at all: more than a port has places.
+/// Reads a little of everything and asks for more, until it is dropped.
+struct Sipping {
+    ended: Arc<AtomicBool>,
+    passes: Arc<AtomicUsize>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Sipping {
+    fn start(url: &str, path: &str, count: usize) -> Self {
+        let (ended, passes) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let (url, path) = (url.to_string(), path.to_string());
+        let (end, passed) = (ended.clone(), passes.clone());
+        let thread = std::thread::spawn(move || {
+            let mut streams: Vec<_> = (0..count).map(|_| ask_and_never_read(&url, &path)).collect();
+            let mut sip = [0; 2048];
+            while !end.load(Ordering::Relaxed) {
+                for stream in &mut streams {
+                    let is_open = match stream.read(&mut sip) {
+                        Ok(length) => length > 0,
+                        Err(error) => error.kind() == ErrorKind::WouldBlock,
+                    };
+                    if !is_open {
+                        *stream = ask_and_never_read(&url, &path);
+                    }
+                }
+                passed.fetch_add(1, Ordering::Relaxed);
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        });
+        Self { ended, passes, thread: Some(thread) }
+    }
+}
+
+impl Drop for Sipping {
+    fn drop(&mut self) {
+        self.ended.store(true, Ordering::Relaxed);
+        let _ = self.thread.take().map(std::thread::JoinHandle::join);
+    }
+}
+
+/// Callers that pipeline requests and read no answer or a little of it, or say nothing at all: more than a port has
+/// places.
 #[test]
 fn unread_answers_keep_nobody_out() {
     let directory = tempfile::tempdir().unwrap();
@@ -185,9 +230,17 @@ fn unread_answers_keep_nobody_out() {
     let places = syncd::http::CONNECTIONS_MAX;
     let timely = |url: &str| {
         let started = Instant::now();
-        let answer = try_get(url).unwrap_or_else(|| panic!("no answer from {url}"));
+        let answer = wait_for("there is an answer", || try_get(url));
         assert_eq!(answer.status, 200, "{answer:?}");
         assert!(started.elapsed() < Duration::from_secs(10), "{url}: {:?}", started.elapsed());
+    };
+    let all_answer = || {
+        for _ in 0..3 {
+            for path in ["livez", "readyz"] {
+                timely(&format!("{}/{path}", server.metrics));
+            }
+            timely(&format!("{}/v1/status", server.api));
+        }
     };
     for (port, url, path) in
         [("metrics", &server.metrics, "/metrics"), ("api", &server.api, "/v1/status")]
@@ -199,13 +252,13 @@ fn unread_answers_keep_nobody_out() {
                 _ => ask_and_never_read(url, path),
             })
             .collect();
-        for _ in 0..3 {
-            for path in ["livez", "readyz"] {
-                timely(&format!("{}/{path}", server.metrics));
-            }
-            timely(&format!("{}/v1/status", server.api));
-        }
-        let closed: f64 = ["idle", "slow_reader"]
+        all_answer();
+        drop(flood);
+        let sipping = Sipping::start(url, path, places + 32);
+        wait_for("they sip", || (sipping.passes.load(Ordering::Relaxed) > 1).then_some(()));
+        all_answer();
+        drop(sipping);
+        let closed: f64 = ["idle", "slow_reader", "long"]
             .map(|reason| {
                 let labels = format!("{{port=\"{port}\",reason=\"{reason}\"}}");
                 server.metric(&format!("syncd_http_rejected_total{labels}"))
@@ -215,7 +268,6 @@ fn unread_answers_keep_nobody_out() {
         assert!(closed > 0.0, "connections of the flood made room on {port}");
         let open = server.metric(&format!("syncd_http_connections{{port=\"{port}\"}}"));
         assert!(open <= places as f64, "{open}");
-        drop(flood);
     }
     // Answers that nobody takes do not keep a stop waiting either.
     let flood: Vec<_> =
