@@ -257,3 +257,26 @@ fn the_log_is_kept_from_the_adopted_state_on() {
         (server.metric("syncd_server_log_first_sequence") > first).then_some(())
     });
 }
+
+/// What a state sync watches is kept from being pruned, is counted, and is let go when the watch ends.
+#[test]
+fn held_operations_are_counted_and_let_go() {
+    let (directory, server) = quick_server(&["--retain-operations", "0"]);
+    server.write_many("key", 1, 5000);
+    let door = Door::of(&server);
+    let server = Arc::new(server);
+    let held = |server: &Daemon| server.metric("syncd_server_held_operations");
+    assert_eq!((held(&server), server.metric("syncd_server_holds_lapsed_total")), (0.0, 0.0));
+    let writer = server.clone();
+    on_runtime(&directory.path().join("peer"), move |context| async move {
+        let (mut peer, _) = door.greet(&context, 1).await.unwrap();
+        peer.outgoing.send(request(1, Request::Watch { target: 0 }).into()).await.unwrap();
+        assert!(matches!(answer(&mut peer, 1).await, Response::Checkpoint(_)));
+        // The floor passes what is watched.
+        writer.write_many("key", 2, 5000);
+        wait_for("operations are held", || (held(&writer) > 5000.0).then_some(()));
+        assert!(held(&writer) <= syncd::ledger::HOLD_OPERATIONS_MAX as f64);
+    });
+    wait_for("nothing is held any more", || (held(&server) == 0.0).then_some(()));
+    assert_eq!(server.metric("syncd_server_holds_lapsed_total"), 0.0);
+}
