@@ -254,6 +254,8 @@ def internals():
         graph("Unread answers", "bytes", "Answers made and not yet read; at most 256 MiB. Good: near 0. Slow readers are closed.", [prom("syncd_server_unread_bytes{$where}")], third),
         graph("Throttled and turned away", "ops", "Requests that waited for the quota of their key, and peers turned away by reason. Good: 0.",
               [prom(rate("syncd_server_throttled_total", "instance"), "throttled {{instance}}"), prom(rate("syncd_server_rejected_total", "reason"), "{{reason}}")], third),
+        graph("Held operations", "short", "Operations that state syncs and exports keep from being pruned; at most 1,048,576. Good: 0 when none runs.",
+              [prom("syncd_server_held_operations{$where}")], third),
         row("Replicating"),
         graph("State sync", "short", "Operations held of the running state sync, and of its target. Good: the first reaches the second; both 0 while none runs.",
               [prom("syncd_client_state_sync_operations{$where}", "held {{instance}}"), prom("syncd_client_state_sync_target_operations{$where}", "target {{instance}}")], third,
@@ -288,6 +290,9 @@ def internals():
               [prom(rate("runtime_storage_reads_total", "instance"), "reads {{instance}}"), prom(rate("runtime_storage_writes_total", "instance"), "writes {{instance}}"),
                prom(rate("runtime_storage_syncs_total", "instance"), "syncs {{instance}}")], third),
         graph("Storage errors", "ops", "Failures by what was done. Good: 0; SyncdStorageFailing otherwise.", [prom(rate("syncd_storage_errors_total", "instance, operation"), "{{operation}} {{instance}}")], third),
+        graph("Clocks", "s", "How far the newest signature lies in a replica's future, and jumps of servers' clocks in an hour. Good: 0; SyncdClockStepped otherwise.",
+              [prom("syncd_client_signature_ahead_seconds{$where}", "ahead {{instance}}"),
+               prom("sum by (instance, direction) (increase(syncd_server_clock_steps_total{$where}[1h]))", "jumps {{direction}} {{instance}}")], third),
         graph("Spans", "ops", "Spans exported, and given up because no collector took them. Good: none given up.", [prom(rate("syncd_trace_spans_total", "instance, result"), "{{result}} {{instance}}")], third),
     ]
     about = "Where to go on from the overview: commits, queue, log, requests, state sync, HTTP, resources"
