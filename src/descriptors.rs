@@ -14,7 +14,7 @@ pub const PROCESS: u64 = 40;
 pub const DATABASE_FILES_MIN: u64 = 24;
 /// What stays free of all that is planned.
 pub const SPARE: u64 = 24;
-/// Part of the limit that the commit log may take: one in this many.
+/// Part of the limit that the commit log may take where descriptors are few: one in this many.
 pub const LOG_PART: u64 = 8;
 /// Files of one segment of the commit log: its records and their offsets.
 pub const FILES_PER_SEGMENT: u64 = 2;
@@ -111,16 +111,18 @@ pub fn raise_limit() -> u64 {
 pub fn plan(limit: u64, files: Files, wanted: Shares) -> Result<Plan, TooFew> {
     // A rebuild of a replica has two generations for a while; a database grows.
     let database = 2 * files.database.max(DATABASE_FILES_MIN);
-    let log = files.log.max(limit / LOG_PART);
-    let storage = database + log + SPARE;
     let mut shares = wanted;
+    let total: u64 = shares.all().iter().map(|share| **share as u64).sum();
+    // Where there are plenty, the log may have half of what nobody asks for; the other half is for the database.
+    let plenty = limit.saturating_sub(PROCESS + SPARE + database + total);
+    let log = files.log.max(limit / LOG_PART).max(plenty / 2);
+    let storage = database + log + SPARE;
     let minimum: u64 = shares.all().iter().map(|share| (**share as u64).min(SHARE_MIN)).sum();
     let needed = PROCESS + storage + minimum;
     if limit < needed {
         return Err(TooFew { limit, needed, files: files.database + files.log });
     }
     let left = limit - PROCESS - storage;
-    let total: u64 = shares.all().iter().map(|share| **share as u64).sum();
     let is_lowered = left < total;
     if is_lowered {
         let beyond = left - minimum;

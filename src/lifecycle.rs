@@ -136,9 +136,12 @@ impl Owner {
     /// In words, as far as they mean something to `reader`.
     fn describe(&self, reader: &Self) -> String {
         let Some(process) = self.process else { return "another process".into() };
-        if self.boot != reader.boot {
+        // What is not known is no difference.
+        let differs =
+            |ours: &str, theirs: &str| !ours.is_empty() && !theirs.is_empty() && ours != theirs;
+        if differs(&self.boot, &reader.boot) {
             format!("process {process} of another machine")
-        } else if self.pid_namespace != reader.pid_namespace {
+        } else if differs(&self.pid_namespace, &reader.pid_namespace) {
             format!("process {process} of another PID namespace (a container)")
         } else {
             format!("process {process}")

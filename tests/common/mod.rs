@@ -152,6 +152,13 @@ impl Daemon {
         Self { child, storage, sync: empty(), api: empty(), metrics: empty(), log }
     }
 
+    /// A daemon that was started otherwise; its log is where it was sent.
+    pub fn of(child: Child, storage: &Path) -> Self {
+        let (storage, empty) = (storage.to_path_buf(), String::new);
+        let log = storage.with_extension("log");
+        Self { child, storage, sync: empty(), api: empty(), metrics: empty(), log }
+    }
+
     /// Waits until the daemon has written where it listens.
     pub fn wait_listening(&mut self) {
         let file = self.storage.join("public/endpoints.json");

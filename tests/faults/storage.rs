@@ -20,7 +20,7 @@ fn copy(from: &Path, to: &Path) {
         let target = to.join(entry.file_name());
         if entry.file_type().unwrap().is_dir() {
             copy(&entry.path(), &target);
-        } else {
+        } else if entry.file_type().unwrap().is_file() {
             std::fs::copy(entry.path(), target).unwrap();
         }
     }
@@ -33,7 +33,7 @@ fn files(directory: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
         let entry = entry.unwrap();
         if entry.file_type().unwrap().is_dir() {
             found.extend(files(&entry.path()));
-        } else {
+        } else if entry.file_type().unwrap().is_file() {
             found.insert(entry.path(), std::fs::read(entry.path()).unwrap());
         }
     }
