@@ -277,7 +277,7 @@ def internals():
               [prom(rate("syncd_http_requests_total", "route, method, code"), "{{method}} {{route}} {{code}}")], half, links=[traces("syncd-server", "api.request")]),
         graph("Duration, 99th percentile", "s", "From the head of a request to the head of its answer. Writes wait for their commit.",
               [prom(quantile(0.99, "syncd_http_request_duration_seconds", "route"), "{{route}}", exemplar=True)], half, log=True),
-        graph("HTTP connections", "short", "Connections open on the API and metrics ports. Good: far below 512.",
+        graph("HTTP connections", "short", "Connections open on the API and metrics ports. Good: far below syncd_connections_max.",
               [prom(f"sum by (instance, port) (syncd_http_connections{{$where}})", "{{port}} {{instance}}")], third),
         graph("HTTP connections closed", "ops", "Closed from this side: idle or with a slow body where a port was full, or with an answer that nobody took. Good: none.",
               [prom(rate("syncd_http_rejected_total", "instance, port, reason"), "{{port}} {{reason}} {{instance}}")], third),
@@ -293,6 +293,7 @@ def internals():
         graph("Clocks", "s", "How far the newest signature lies in a replica's future, and jumps of servers' clocks in an hour. Good: 0; SyncdClockStepped otherwise.",
               [prom("syncd_client_signature_ahead_seconds{$where}", "ahead {{instance}}"),
                prom("sum by (instance, direction) (increase(syncd_server_clock_steps_total{$where}[1h]))", "jumps {{direction}} {{instance}}")], third),
+        graph("Log lines dropped", "ops", "Lines of the log that nobody took in time. Good: none; SyncdLogLinesDropped otherwise.", [prom(rate("syncd_log_lines_dropped_total", "instance"), "{{instance}}")], third),
         graph("Spans", "ops", "Spans exported, and given up because no collector took them. Good: none given up.", [prom(rate("syncd_trace_spans_total", "instance, result"), "{{result}} {{instance}}")], third),
     ]
     about = "Where to go on from the overview: commits, queue, log, requests, state sync, HTTP, resources"

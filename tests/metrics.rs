@@ -23,6 +23,7 @@ fn series(daemon: &Daemon) -> BTreeSet<String> {
 
 /// Every metric of a server, and what the dashboards use beyond it.
 const SERVER: &[&str] = &[
+    "syncd_connections_max{port=\"sync\"}",
     "syncd_server_operations_total{source=\"api\"}",
     "syncd_server_operations_total{source=\"generator\"}",
     "syncd_server_commits_total",
@@ -89,6 +90,9 @@ const BOTH: &[&str] = &[
     "syncd_storage_errors_total{operation=\"commit\"}",
     "syncd_storage_errors_total{operation=\"maintain\"}",
     "syncd_storage_errors_total{operation=\"read\"}",
+    "syncd_log_lines_dropped_total",
+    "syncd_connections_max{port=\"api\"}",
+    "syncd_connections_max{port=\"metrics\"}",
     "syncd_trace_spans_total{result=\"exported\"}",
     "syncd_trace_spans_total{result=\"failed\"}",
     "process_cpu_seconds_total",
