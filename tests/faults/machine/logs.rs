@@ -41,7 +41,7 @@ fn a_stalled_reader_of_the_log_stalls_nothing() {
 fn lines_that_were_dropped_are_counted_and_reported() {
     let directory = tempfile::tempdir().unwrap();
     // A reload says where it read the level: with a long name, in a long line.
-    let names = directory.path().join("n".repeat(250)).join(["l".repeat(250); 10].join("/"));
+    let names = directory.path().join("n".repeat(250)).join(vec!["l".repeat(250); 10].join("/"));
     std::fs::create_dir_all(&names).unwrap();
     let level = names.join("level");
     std::fs::write(&level, "info").unwrap();
