@@ -377,6 +377,8 @@ impl fmt::Display for Proved {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::database::types::{Digest, Family, HashKind};
+    use commonware_cryptography::{Signer as _, ed25519::PrivateKey};
     use proptest::prelude::*;
 
     #[test]
@@ -387,7 +389,80 @@ mod tests {
         assert_eq!(time(u64::MAX), format!("{} ms after 1970", u64::MAX));
     }
 
+    /// Numbers at the ends of their range, and others.
+    fn number() -> impl Strategy<Value = u64> {
+        let ends = [0, 1, 2, 1 << 62, (1 << 62) - 1, (1 << 62) + 1, 1 << 63, u64::MAX - 1, u64::MAX];
+        prop_oneof![proptest::sample::select(ends.to_vec()), any::<u64>()]
+    }
+
+    fn checkpoint() -> impl Strategy<Value = Checkpoint> {
+        let kinds = (
+            proptest::sample::select(Family::ALL.to_vec()),
+            proptest::sample::select(vec![HashKind::Sha256, HashKind::Blake3]),
+        );
+        (kinds, (number(), number(), number()), (number(), number())).prop_map(
+            |((family, hash), (sequence, floor, size), (committed_at_ms, signed_at_ms))| {
+                Checkpoint {
+                    database: Digest([1; 32]),
+                    family,
+                    hash,
+                    sequence,
+                    floor,
+                    size,
+                    root: Digest([2; 32]),
+                    operations_root: Digest([3; 32]),
+                    committed_at_ms,
+                    signed_at_ms,
+                }
+            },
+        )
+    }
+
+    fn statement() -> impl Strategy<Value = Statement> {
+        let bytes = || proptest::collection::vec(any::<u8>(), 0..2000).prop_map(Bytes::from);
+        prop_oneof![
+            number().prop_map(|location| Statement::Operation { location }),
+            bytes().prop_map(|key| Statement::Absent { key }),
+            (bytes(), bytes()).prop_map(|(key, value)| Statement::Value { key, value }),
+        ]
+    }
+
     proptest! {
+        /// Also what a trusted key signed may be nonsense.
+        #[test]
+        fn no_file_makes_the_verifier_panic(
+            checkpoint in checkpoint(),
+            statement in statement(),
+            proof in proptest::collection::vec(any::<u8>(), 0..300),
+            now_ms in number(),
+            age_s in number(),
+        ) {
+            let key = PrivateKey::from_seed(1);
+            let trust =
+                Trust { publishers: vec![key.public_key()], database: checkpoint.database };
+            let file = ProofFile {
+                statement: statement.clone(),
+                checkpoint: checkpoint.clone().sign(&key),
+                rotations: Rotations::default(),
+                proof: proof.into(),
+            };
+            let now = SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(now_ms));
+            let max_age = now.map(|now| (Duration::from_secs(age_s), now));
+            let expect = Expect { key: None, min_size: Some(1), max_age };
+            // As it was made, and as it comes out of a file.
+            let read = ProofFile::from_json(&file.to_json());
+            for file in std::iter::once(file).chain(read) {
+                match file.verify(&trust, &expect) {
+                    Ok(proved) => prop_assert!(!proved.to_string().is_empty()),
+                    Err(error) => prop_assert!(!error.to_string().is_empty()),
+                }
+            }
+            let publisher = key.public_key();
+            let operation = Some(Operation::Commit(None));
+            let proved = Proved { statement, operation, checkpoint, publisher };
+            prop_assert!(proved.to_string().contains("signed"));
+        }
+
         #[test]
         fn no_time_is_too_late_to_be_shown(ms in any::<u64>(), near in 0u64..10_000_000) {
             for ms in [ms, RFC3339_MS_MAX - near, RFC3339_MS_MAX + near, u64::MAX - near] {
