@@ -139,8 +139,9 @@ pub fn take_ground(
     api: SocketAddr,
     metrics: SocketAddr,
     wanted: Shares,
+    may_be_full: bool,
 ) -> Result<Ground, Failure> {
-    let lock = DirectoryLock::take(storage_dir)?;
+    let lock = take_lock(storage_dir, may_be_full)?;
     let guard = directory::guard(storage_dir, &data_dir(storage_dir))?;
     let descriptors = descriptors::plan(
         descriptors::raise_limit(),
@@ -159,6 +160,18 @@ pub fn take_ground(
         .ok();
     let supervisor = Supervisor::start();
     Ok(Ground { api, metrics, lock, guard, shutdown, control, descriptors, supervisor })
+}
+
+/// Takes the directory. One that was used before may be full, where that is enough.
+fn take_lock(storage_dir: &Path, may_be_full: bool) -> Result<DirectoryLock, Failure> {
+    if !may_be_full || !has_data(storage_dir) {
+        return Ok(DirectoryLock::take(storage_dir)?);
+    }
+    let (lock, unwritten) = DirectoryLock::take_unwritten(storage_dir)?;
+    if let Some(error) = unwritten {
+        tracing::warn!(%error, "the storage directory cannot be written: starting without room");
+    }
+    Ok(lock)
 }
 
 /// Says how many descriptors there are, and for what.
@@ -324,7 +337,20 @@ pub fn write_endpoints(
         .map(|(name, address)| ((*name).to_string(), address.to_string().into()))
         .collect();
     let line = serde_json::Value::Object(object).to_string();
-    Ok(keys::write_public_file(&public_dir(storage_dir), "endpoints.json", &line)?)
+    write_public(storage_dir, "endpoints.json", &line)
+}
+
+/// Writes a public file. Without room there is none, and what is no longer true is removed: the work does not need it.
+pub fn write_public(storage_dir: &Path, name: &str, line: &str) -> Result<(), Failure> {
+    let directory = public_dir(storage_dir);
+    match keys::write_public_file(&directory, name, line) {
+        Err(error) if error.is_full() => {
+            tracing::warn!(%error, name, "a public file cannot be written");
+            let _ = std::fs::remove_file(directory.join(name));
+            Ok(())
+        }
+        result => Ok(result?),
+    }
 }
 
 /// The address that a listener got.

@@ -1,7 +1,7 @@
 //! The storage directory as the file system sees it: who may look into it, and whether it is still where it was.
 
-use crate::runtime::StorageGuard;
-use rustix::fs::Mode;
+use crate::runtime::{StorageGuard, StorageRoom};
+use rustix::fs::{Mode, StatVfsMountFlags};
 use std::{
     fs::{self, DirBuilder, File, Metadata, Permissions},
     io,
@@ -148,6 +148,27 @@ pub fn guard(path: &Path, data: &Path) -> io::Result<StorageGuard> {
         }
         Ok(())
     }))
+}
+
+/// Looks for room in the file system of `path`.
+pub fn room(path: &Path) -> StorageRoom {
+    let path = path.to_path_buf();
+    Arc::new(move |bytes| {
+        let found = rustix::fs::statvfs(&path).map_err(|error| {
+            format!("the file system of {} cannot be looked at: {error}", path.display())
+        })?;
+        if found.f_flag.contains(StatVfsMountFlags::RDONLY) {
+            return Err(format!("the file system of {} is read-only", path.display()));
+        }
+        let free = found.f_bavail.saturating_mul(found.f_frsize);
+        if free < bytes {
+            return Err(format!(
+                "the file system of {} has {free} bytes free; {bytes} are needed to go on",
+                path.display()
+            ));
+        }
+        Ok(())
+    })
 }
 
 #[cfg(test)]

@@ -61,6 +61,13 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// Whether there was no room to write it.
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if crate::lifecycle::is_full(source))
+    }
+}
+
 fn at(path: &Path) -> impl FnOnce(io::Error) -> Error {
     let path = path.to_path_buf();
     move |source| Error::Io { path, source }
@@ -204,9 +211,12 @@ pub fn parse_database(text: &str) -> Result<DatabaseId, Error> {
 pub fn write_public_file(directory: &Path, name: &str, line: &str) -> Result<(), Error> {
     crate::directory::make_public(directory).map_err(at(directory))?;
     let path = directory.join(name);
+    let mode = fs::Permissions::from_mode(0o644);
+    if fs::read_to_string(&path).is_ok_and(|found| found.strip_suffix('\n') == Some(line)) {
+        return fs::set_permissions(&path, mode).map_err(at(&path));
+    }
     let mut file = tempfile::NamedTempFile::new_in(directory).map_err(at(&path))?;
     writeln!(file, "{line}").map_err(at(&path))?;
-    let mode = fs::Permissions::from_mode(0o644);
     file.as_file().set_permissions(mode).map_err(at(&path))?;
     file.as_file().sync_all().map_err(at(&path))?;
     file.persist(&path).map_err(|error| at(&path)(error.error))?;

@@ -93,6 +93,14 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether the storage is not where it was.
+    pub const fn is_gone(&self) -> bool {
+        matches!(
+            self,
+            Self::Log(commit_log::Error::Gone(_)) | Self::Database(database::Error::Gone(_))
+        )
+    }
+
     /// Whether the data are damaged, rather than the disk unable.
     pub const fn is_damage(&self) -> bool {
         match self {
@@ -166,6 +174,22 @@ impl<E: Runtime> Ledger<E> {
         truncate: bool,
         visit: impl FnMut(&Commit),
     ) -> Result<Option<Self>, Error> {
+        Self::open_with(context, place, truncate, true, visit).await
+    }
+
+    /// Opens a replica's ledger where there is no room: what is executed again stays in memory, as far as it fits there,
+    /// until the next [upkeep](Self::maintain).
+    pub async fn open_without_room(context: &E, place: Place) -> Result<Option<Self>, Error> {
+        Self::open_with(context, place, true, false, |_| {}).await
+    }
+
+    async fn open_with(
+        context: &E,
+        place: Place,
+        truncate: bool,
+        has_room: bool,
+        visit: impl FnMut(&Commit),
+    ) -> Result<Option<Self>, Error> {
         let log = CommitLog::open(context.child("commit_log"), place.generation, visit).await?;
         let Some(log) = log else { return Ok(None) };
         let last = log.read(log.bounds().last).await?;
@@ -181,6 +205,9 @@ impl<E: Runtime> Ledger<E> {
         })?;
         let ledger = Self::with(place, database, log, last.checkpoint);
         ledger.redo().await?;
+        if has_room {
+            ledger.sync().await?;
+        }
         Ok(Some(ledger))
     }
 
@@ -236,7 +263,7 @@ impl<E: Runtime> Ledger<E> {
                 self.database.write().await.apply(tail.clone()).await?;
             }
         }
-        self.sync().await
+        Ok(())
     }
 
     /// Executes `commits` on top of each other without applying them; every state must be the
@@ -525,6 +552,21 @@ impl<E: Runtime> Ledger<E> {
         database.sync().await?;
         self.durable.store(self.head.borrow().checkpoint.sequence, Ordering::Release);
         Ok(())
+    }
+
+    /// Whether the database can be read; after some failures it cannot.
+    pub async fn is_readable(&self) -> bool {
+        self.database.read().await.state().is_ok()
+    }
+
+    /// Whether commits can be made; after any failure they cannot.
+    pub async fn is_whole(&self) -> bool {
+        self.log.is_open().await && self.is_readable().await
+    }
+
+    /// Where it is.
+    pub const fn place(&self) -> Place {
+        self.place
     }
 
     /// Gives the storage back. Reads and commits fail from here on.

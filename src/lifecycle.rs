@@ -52,6 +52,16 @@ impl DirectoryLock {
     /// Makes the directory if needed, takes its lock, and proves that it can be written: the
     /// storage below would wait for its own lock, and panic where it cannot write.
     pub fn take(path: &Path) -> Result<Self, DirectoryError> {
+        let (lock, unwritten) = Self::take_unwritten(path)?;
+        match unwritten {
+            None => Ok(lock),
+            Some(source) => Err(DirectoryError::Io { path: path.to_path_buf(), source }),
+        }
+    }
+
+    /// Makes the directory if needed and takes its lock. Beside it, why the directory cannot be written, where that is
+    /// for want of room: a replica reads on without.
+    pub fn take_unwritten(path: &Path) -> Result<(Self, Option<io::Error>), DirectoryError> {
         let failed = |source| DirectoryError::Io { path: path.to_path_buf(), source };
         crate::directory::prepare(path).map_err(failed)?;
         let mut file = File::options()
@@ -71,15 +81,27 @@ impl DirectoryLock {
             }
             Err(TryLockError::Error(source)) => return Err(failed(source)),
         }
-        file.set_len(0).and_then(|()| file.rewind()).map_err(failed)?;
-        file.write_all(Owner::of_this_process().to_text().as_bytes())
-            .and_then(|()| file.sync_all())
-            .map_err(failed)?;
-        tempfile::tempfile_in(path)
-            .and_then(|mut probe| probe.write_all(b"probe").and_then(|()| probe.sync_all()))
-            .map_err(failed)?;
-        Ok(Self(file))
+        let mut write = || {
+            file.set_len(0)?;
+            file.rewind()?;
+            file.write_all(Owner::of_this_process().to_text().as_bytes())?;
+            file.sync_all()?;
+            let mut probe = tempfile::tempfile_in(path)?;
+            probe.write_all(b"probe")?;
+            probe.sync_all()
+        };
+        let unwritten = match write() {
+            Ok(()) => None,
+            Err(error) if is_full(&error) => Some(error),
+            Err(error) => return Err(failed(error)),
+        };
+        Ok((Self(file), unwritten))
     }
+}
+
+/// Whether an error says that there is no room.
+pub fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// Whether a process has a storage directory.

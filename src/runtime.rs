@@ -107,6 +107,14 @@ impl StepWatch {
 /// or adopted, because a file that is held open can be written wherever it was moved to.
 pub type StorageGuard = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
 
+/// Says whether so many bytes can be written to the storage; if not, why.
+pub type StorageRoom = Arc<dyn Fn(u64) -> Result<(), String> + Send + Sync>;
+
+/// The room of a storage that cannot be full.
+pub fn unlimited() -> StorageRoom {
+    Arc::new(|_| Ok(()))
+}
+
 /// The guard of a storage that cannot be moved.
 pub fn unguarded() -> StorageGuard {
     Arc::new(|| Ok(()))

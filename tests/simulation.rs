@@ -126,6 +126,7 @@ fn client_setup(kind: Case, database: syncd::database::types::DatabaseId) -> cli
         },
         directory: std::env::temp_dir(),
         guard: syncd::runtime::unguarded(),
+        room: syncd::runtime::unlimited(),
     }
 }
 

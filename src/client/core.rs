@@ -2,11 +2,12 @@
 
 use super::{
     connection::Connection,
+    disk::{self, Disk, UPKEEP_ROOM},
     freshness::Freshness,
     known::Known,
     metrics::Metrics,
     pin,
-    replica::Replica,
+    replica::{Phase, Replica},
     sync_loop::{Config as LoopConfig, Fatal, SyncLoop},
 };
 use crate::{
@@ -18,7 +19,7 @@ use crate::{
     },
     ledger::{self, Ledger},
     link::Connector,
-    runtime::{Runtime, StorageGuard},
+    runtime::{Runtime, StorageGuard, StorageRoom},
     storage_record,
     telemetry::storage::StorageErrors,
 };
@@ -42,6 +43,8 @@ pub struct Setup {
     pub directory: PathBuf,
     /// Whether the storage is where it was.
     pub guard: StorageGuard,
+    /// Whether the storage has room.
+    pub room: StorageRoom,
 }
 
 /// What an operator does about a damaged or incomplete storage.
@@ -146,8 +149,9 @@ pub struct Core<E: Runtime> {
 
 /// Opens the storage and starts everything. `registry` names the metrics.
 pub async fn start<E: Runtime>(context: E, registry: &E, setup: Setup) -> Result<Core<E>, Error> {
-    let Setup { connector, mut policy, sync, directory, guard } = setup;
+    let Setup { connector, mut policy, sync, directory, guard, room } = setup;
     let errors = StorageErrors::new(registry);
+    let disk = Disk::new(guard.clone(), room, errors.clone());
     let pin_was_repaired = pin::check(&context, &policy).await?;
     let rotations = RotationStore::of_replica(context.child("publisher_keys")).await?;
     let learned = rotations.all();
@@ -159,11 +163,11 @@ pub async fn start<E: Runtime>(context: E, registry: &E, setup: Setup) -> Result
     let mut generations = Generations::open(context.child("generations")).await?;
     let (family, mode) = (policy.family, sync.state_sync.mode);
     let Opened { ledger, history, own } =
-        open_replica(&context, &mut generations, family, mode).await?;
+        open_replica(&context, &disk, &mut generations, family, mode).await?;
     let ledger = ledger.map(Arc::new);
     generations.guard_with(guard.clone());
     if let Some(ledger) = &ledger {
-        ledger.guard_with(guard.clone());
+        ledger.guard_with(guard);
     }
     if let Some(own) = &own {
         // Before anything of it is served.
@@ -197,6 +201,7 @@ pub async fn start<E: Runtime>(context: E, registry: &E, setup: Setup) -> Result
         ledger,
         history,
         known,
+        disk,
         metrics,
         family,
         mode,
@@ -232,9 +237,7 @@ pub async fn start<E: Runtime>(context: E, registry: &E, setup: Setup) -> Result
     let measured = replica.clone();
     let measuring = context.child("measure").spawn(move |context| measure(context, measured));
     let kept = replica.clone();
-    let upkeep = context
-        .child("upkeep")
-        .spawn(move |context| maintain(context, kept, history, guard, errors));
+    let upkeep = context.child("upkeep").spawn(move |context| maintain(context, kept, history));
     let tasks = vec![connecting, measuring];
     Ok(Core { replica, looping, upkeep, fatal, stop, tasks })
 }
@@ -246,28 +249,42 @@ async fn measure<E: Runtime>(context: E, replica: Arc<Replica<E>>) {
     }
 }
 
-/// Looks after log and database until that fails.
+/// Looks after log and database until the storage is damaged or gone. What the disk cannot do now is tried again.
 async fn maintain<E: Runtime>(
     context: E,
     replica: Arc<Replica<E>>,
     history: ledger::History,
-    guard: StorageGuard,
-    errors: StorageErrors,
 ) -> ledger::Error {
     loop {
         context.sleep(MAINTENANCE_INTERVAL).await;
-        if let Err(gone) = guard() {
-            errors.count("maintain");
+        let disk = &replica.disk;
+        if let Err(gone) = (disk.guard)() {
+            disk.errors.count("maintain");
             return database::Error::Gone(gone).into();
         }
         let Some(ledger) = replica.ledger.load_full() else { continue };
-        if let Err(error) = ledger.maintain(history).await {
-            let current = replica.ledger.load_full();
-            if current.is_some_and(|current| Arc::ptr_eq(&current, &ledger)) {
-                errors.count("maintain");
-                return error;
-            }
+        // Without room the loop says so; a write that fails half way would cost the reads.
+        if disk.check(UPKEEP_ROOM).is_err() && ledger.is_whole().await {
+            continue;
+        }
+        let Err(error) = ledger.maintain(history).await else { continue };
+        let current = replica.ledger.load_full();
+        if !current.is_some_and(|current| Arc::ptr_eq(&current, &ledger)) {
             // Closed in favour of a new generation while this ran.
+            continue;
+        }
+        disk.errors.count("maintain");
+        if !disk::is_passing(&error) {
+            return error;
+        }
+        tracing::warn!(%error, "the upkeep of the storage failed: it is opened again");
+        match replica.reopen(&context, &ledger).await {
+            Ok(()) => {}
+            Err(error) if disk::is_passing(&error) => {
+                replica.set_phase(Phase::Stalled("storage"), context.monotonic());
+                replica.set_error(Some(error.to_string()));
+            }
+            Err(error) => return error,
         }
     }
 }
@@ -284,16 +301,18 @@ struct Opened<E: Runtime> {
 /// Opens the active generation, and removes what the pointer does not name.
 async fn open_replica<E: Runtime>(
     context: &E,
+    disk: &Disk,
     generations: &mut Generations<E>,
     family: Family,
     mode: Mode,
 ) -> Result<Opened<E>, Error> {
     generations.sweep(context, family).await?;
+    disk::remove_probe(context).await?;
     let Some(active) = generations.active() else {
         return Ok(Opened { ledger: None, history: None, own: None });
     };
     let place = Place { generation: active, mode };
-    match Ledger::open(context, place, true, |_| {}).await {
+    match disk.open(context, place).await {
         Ok(Some(ledger)) if ledger.kind().family != family => {
             Err(Error::Family { found: ledger.kind().family, configured: family })
         }

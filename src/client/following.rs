@@ -51,6 +51,10 @@ impl<E: Runtime> SyncLoop<E> {
                     return Ok(Step::Done(Outcome::End(self.link_end(error))));
                 }
             };
+            // Before anything is written: what fails half way costs the reads.
+            if let Err(end) = self.may_write(ledger).await {
+                return Ok(Step::Done(Outcome::End(end)));
+            }
             // From here to the end of the iteration nothing is dropped half way.
             let step = match received {
                 Received::Heartbeat(checkpoint) => {

@@ -4,6 +4,7 @@ mod adopt;
 pub mod backend;
 pub mod connection;
 pub mod core;
+pub mod disk;
 mod following;
 pub mod freshness;
 mod judge;

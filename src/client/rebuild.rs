@@ -2,6 +2,7 @@
 
 use super::{
     connection::Session,
+    disk,
     judge::Standing,
     replica::Phase,
     sync_loop::{End, Fatal, Step, SyncLoop},
@@ -58,9 +59,11 @@ impl<E: Runtime> SyncLoop<E> {
             floor = target.checkpoint.floor,
         );
         let mut stop = self.stop.clone();
+        let out_of_room = disk::out_of_room(self.context.child("room"), self.replica.clone());
         let result = tokio::select! {
             biased;
             _ = stop.wait_for(|stop| *stop) => None,
+            reason = out_of_room => return Ok(Step::Done(Some(End::no_storage(reason)))),
             result = state_sync::run(
                 &self.context,
                 &mut self.generations,
@@ -181,6 +184,10 @@ impl<E: Runtime> SyncLoop<E> {
     fn state_sync_failed(&self, error: state_sync::Error) -> Result<Step<Option<End>>, Fatal> {
         self.count_iteration("state_sync", "error");
         let end = match error {
+            state_sync::Error::Ledger(error) if disk::is_passing(&error) => {
+                self.replica.disk.errors.count("commit");
+                End::no_storage(error.to_string())
+            }
             state_sync::Error::Ledger(error) => return Err(error.into()),
             state_sync::Error::Pruned => {
                 let text = "the target was pruned: a newer one is taken";
@@ -223,7 +230,13 @@ impl<E: Runtime> SyncLoop<E> {
         }
         // Also the generation that could not be opened, where there was one.
         let family = self.replica.family;
-        self.generations.sweep(&self.context, family).await.map_err(ledger::Error::from)?;
+        match self.generations.sweep(&self.context, family).await.map_err(ledger::Error::from) {
+            Err(error) if disk::is_passing(&error) => {
+                self.replica.disk.errors.count("maintain");
+                tracing::warn!(%error, "the old generation cannot be removed: the next start does it");
+            }
+            result => result?,
+        }
         Ok(())
     }
 

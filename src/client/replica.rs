@@ -1,6 +1,6 @@
 //! What all parts of a client share: the state served, what is known, and how things stand.
 
-use super::{known::Known, metrics::Metrics};
+use super::{disk::Disk, known::Known, metrics::Metrics};
 use crate::{
     api::{ClientStatus, Status, View},
     checkpoint::SignedCheckpoint,
@@ -69,6 +69,8 @@ pub struct Replica<E: Runtime> {
     pub history: ArcSwapOption<CommitLog<E>>,
     /// The newest checkpoint known.
     pub known: Known<E>,
+    /// The disk below.
+    pub disk: Disk,
     /// Metrics.
     pub metrics: Arc<Metrics>,
     /// Progress of the running state sync.
@@ -100,6 +102,7 @@ impl<E: Runtime> Replica<E> {
         ledger: Option<Arc<Ledger<E>>>,
         history: Option<CommitLog<E>>,
         known: Known<E>,
+        disk: Disk,
         metrics: Arc<Metrics>,
         family: Family,
         mode: Mode,
@@ -112,6 +115,7 @@ impl<E: Runtime> Replica<E> {
             ledger: ArcSwapOption::new(ledger),
             history: ArcSwapOption::from_pointee(history),
             known,
+            disk,
             metrics,
             progress: Arc::default(),
             received: Arc::default(),

@@ -16,7 +16,7 @@ use crate::{
     },
     control::{self, Report},
     daemon::{self, Failure, Ground},
-    exit, http, keys,
+    directory, exit, http, keys,
     lifecycle::{Health, Shutdown},
     link::{self, Connector},
     replicate::state_sync,
@@ -58,14 +58,14 @@ fn start(mut config: Config, telemetry: &Telemetry) -> Result<(), Failure> {
     let (level, spans) = (telemetry.level.clone(), telemetry.spans.clone());
     // It dials, and accepts no replica.
     let wanted = daemon::shares(link::ADDRESSES_MAX, 0);
-    let ground = daemon::take_ground(&config.storage_dir, config.api, config.metrics, wanted)?;
+    let ground =
+        daemon::take_ground(&config.storage_dir, config.api, config.metrics, wanted, true)?;
     config.history.log.segments = ground.descriptors.log_segments;
     let identity = match &config.identity_key {
         Some(path) => keys::load_private(path)?,
         None => load_identity(&config.storage_dir.join("identity.key"), &config.storage_dir)?,
     };
-    let public = daemon::public_dir(&config.storage_dir);
-    keys::write_public_file(&public, "identity.pub", &keys::public_hex(&identity))?;
+    daemon::write_public(&config.storage_dir, "identity.pub", &keys::public_hex(&identity))?;
     tracing::info!(version = crate::VERSION, config = ?config, "starting");
     let storage_dir = config.storage_dir.clone();
     daemon::run_on_runtime(&storage_dir, move |context| {
@@ -149,6 +149,7 @@ async fn wait_for_trust(config: &Config) -> Result<Trust, Failure> {
 }
 
 fn setup(config: &Config, trust: Trust, identity: PrivateKey, guard: StorageGuard) -> Setup {
+    let room = directory::room(&daemon::data_dir(&config.storage_dir));
     Setup {
         connector: Connector {
             host: config.host.clone(),
@@ -175,6 +176,7 @@ fn setup(config: &Config, trust: Trust, identity: PrivateKey, guard: StorageGuar
         },
         directory: config.storage_dir.clone(),
         guard,
+        room,
     }
 }
 

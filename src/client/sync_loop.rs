@@ -2,6 +2,7 @@
 
 use super::{
     connection::{Backoff, EQUIVOCATION, Session},
+    disk::{self, COMMIT_ROOM},
     judge::{Standing, Unacceptable},
     metrics::{IterationLabel, KindLabel},
     replica::{Phase, Replica},
@@ -64,6 +65,13 @@ pub(super) enum End {
     Pause(Phase, String),
 }
 
+impl End {
+    /// Our own storage cannot take anything now.
+    pub(super) const fn no_storage(reason: String) -> Self {
+        Self::Pause(Phase::Stalled("storage"), reason)
+    }
+}
+
 /// What following came to.
 pub(super) enum Outcome {
     /// The target was reached (poll).
@@ -107,9 +115,14 @@ impl<E: Runtime> SyncLoop<E> {
         loop {
             let Some(session) = self.session().await else { return self.finish().await };
             let before = self.replica.head().map(|head| head.checkpoint.sequence);
-            let end = match self.work(&session).await? {
-                Step::Stop => return self.finish().await,
-                Step::Done(end) => end,
+            let end = match self.work(&session).await {
+                Ok(Step::Stop) => return self.finish().await,
+                Ok(Step::Done(end)) => end,
+                Err(Fatal::Ledger(error)) if disk::is_passing(&error) => {
+                    self.replica.disk.errors.count("commit");
+                    End::no_storage(error.to_string())
+                }
+                Err(error) => return Err(error),
             };
             if self.replica.head().map(|head| head.checkpoint.sequence) != before {
                 backoff.reset();
@@ -155,15 +168,49 @@ impl<E: Runtime> SyncLoop<E> {
     /// Makes what was adopted durable.
     async fn finish(&self) -> Result<(), Fatal> {
         self.replica.known.keep().await;
-        match self.replica.ledger.load_full() {
-            Some(ledger) => Ok(ledger.sync().await?),
-            None => Ok(()),
+        let Some(ledger) = self.replica.ledger.load_full() else { return Ok(()) };
+        match ledger.sync().await {
+            Err(error) if disk::is_passing(&error) => {
+                // The log has what was verified; the next start executes it again.
+                tracing::warn!(%error, "the database cannot be made durable");
+                Ok(())
+            }
+            result => Ok(result?),
         }
+    }
+
+    /// Why nothing can be written now, if so. A ledger that failed is opened again.
+    async fn no_storage(&self) -> Result<Option<End>, Fatal> {
+        if let Some(ledger) = self.replica.ledger.load_full()
+            && !ledger.is_whole().await
+        {
+            match self.replica.reopen(&self.context, &ledger).await {
+                Ok(()) => {}
+                Err(error) if disk::is_passing(&error) => {
+                    return Ok(Some(End::no_storage(error.to_string())));
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(self.replica.disk.check(COMMIT_ROOM).err().map(End::no_storage))
+    }
+
+    /// Whether what `ledger` is given now can be written.
+    pub(super) async fn may_write(&self, ledger: &Arc<Ledger<E>>) -> Result<(), End> {
+        let current = self.replica.ledger.load_full();
+        let is_current = current.is_some_and(|current| Arc::ptr_eq(&current, ledger));
+        if !is_current || !ledger.is_whole().await {
+            return Err(End::no_storage("the storage failed and is opened again".into()));
+        }
+        self.replica.disk.check(COMMIT_ROOM).map_err(End::no_storage)
     }
 
     /// Works with one session until it ends.
     async fn work(&mut self, session: &Arc<Session<E>>) -> Result<Step<End>, Fatal> {
         loop {
+            if let Some(end) = self.no_storage().await? {
+                return Ok(Step::Done(end));
+            }
             let outcome = match self.replica.ledger.load_full() {
                 Some(ledger) => self.advance(&ledger, session).await?,
                 None => Step::Done(Outcome::StateSync),

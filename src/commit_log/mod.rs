@@ -403,6 +403,11 @@ impl<E: Runtime> CommitLog<E> {
         Ok(())
     }
 
+    /// Whether records can be read and appended: no earlier failure closed the log.
+    pub async fn is_open(&self) -> bool {
+        self.journal.read().await.is_some()
+    }
+
     /// Gives the storage back, so that it can be opened or removed.
     pub async fn close(&self) {
         self.journal.write().await.take();

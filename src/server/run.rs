@@ -40,7 +40,8 @@ fn try_main(arguments: Vec<OsString>) -> Result<(), Failure> {
 fn start(mut config: Config, telemetry: &Telemetry) -> Result<(), Failure> {
     let (level, spans) = (telemetry.level.clone(), telemetry.spans.clone());
     let wanted = daemon::shares(config.limits.connections, config.limits.handshakes);
-    let ground = daemon::take_ground(&config.storage_dir, config.api, config.metrics, wanted)?;
+    let ground =
+        daemon::take_ground(&config.storage_dir, config.api, config.metrics, wanted, false)?;
     let Shares { sessions, handshakes, .. } = ground.descriptors.shares;
     config.limits.lower(sessions, handshakes);
     config.history.log.segments = ground.descriptors.log_segments;

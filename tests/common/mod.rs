@@ -137,10 +137,14 @@ impl Daemon {
         let file = File::options().create(true).append(true).open(&log).unwrap();
         let (variables, options): (Vec<&str>, Vec<&str>) =
             options.iter().partition(|option| option.starts_with(|c: char| c.is_ascii_uppercase()));
+        let is_free = |port: &&str| !options.contains(port);
+        let free = ["--api-port", "--metrics-port"].into_iter().filter(is_free);
+        let ports: Vec<&str> = free.flat_map(|port| [port, "0"]).collect();
         let child = command(binary)
             .envs(variables.iter().filter_map(|variable| variable.split_once('=')))
             .args(["--storage-dir".as_ref(), storage.as_os_str()])
-            .args(["--api-port", "0", "--metrics-port", "0", "--log-format", "json"])
+            .args(["--log-format", "json"])
+            .args(ports)
             .args(options)
             .stdin(Stdio::null())
             .stdout(Stdio::null())

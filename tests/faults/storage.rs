@@ -3,6 +3,7 @@
 mod closed;
 mod compact;
 mod damage;
+mod full;
 mod garbage;
 mod moved;
 mod records;
