@@ -290,9 +290,9 @@ def internals():
               [prom(rate("runtime_storage_reads_total", "instance"), "reads {{instance}}"), prom(rate("runtime_storage_writes_total", "instance"), "writes {{instance}}"),
                prom(rate("runtime_storage_syncs_total", "instance"), "syncs {{instance}}")], third),
         graph("Storage errors", "ops", "Failures by what was done. Good: 0; SyncdStorageFailing otherwise.", [prom(rate("syncd_storage_errors_total", "instance, operation"), "{{operation}} {{instance}}")], third),
-        graph("Clocks", "s", "How far the newest signature lies in a replica's future, and jumps of servers' clocks in an hour. Good: 0; SyncdClockStepped otherwise.",
+        graph("Clocks", "s", "How far the newest signature lies in a replica's future, and jumps of clocks in an hour. Good: 0; SyncdClockStepped otherwise.",
               [prom("syncd_client_signature_ahead_seconds{$where}", "ahead {{instance}}"),
-               prom("sum by (instance, direction) (increase(syncd_server_clock_steps_total{$where}[1h]))", "jumps {{direction}} {{instance}}")], third),
+               prom("sum by (instance, direction) (increase(syncd_server_clock_steps_total{$where}[1h]) or increase(syncd_client_clock_steps_total{$where}[1h]))", "jumps {{direction}} {{instance}}")], third),
         graph("Log lines dropped", "ops", "Lines of the log that nobody took in time. Good: none; SyncdLogLinesDropped otherwise.", [prom(rate("syncd_log_lines_dropped_total", "instance"), "{{instance}}")], third),
         graph("Spans", "ops", "Spans exported, and given up because no collector took them. Good: none given up.", [prom(rate("syncd_trace_spans_total", "instance, result"), "{{result}} {{instance}}")], third),
     ]

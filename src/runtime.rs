@@ -79,6 +79,26 @@ pub enum Step {
     Ahead(Duration),
 }
 
+impl Step {
+    /// Words for [`Self::direction`].
+    pub const DIRECTIONS: [&str; 2] = ["back", "ahead"];
+
+    /// The word for logs and metrics.
+    pub const fn direction(self) -> &'static str {
+        match self {
+            Self::Back(_) => "back",
+            Self::Ahead(_) => "ahead",
+        }
+    }
+
+    /// How far.
+    pub const fn by(self) -> Duration {
+        match self {
+            Self::Back(by) | Self::Ahead(by) => by,
+        }
+    }
+}
+
 /// Notices steps of the wall clock.
 #[derive(Debug)]
 pub struct StepWatch {

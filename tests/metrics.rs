@@ -57,6 +57,7 @@ const CLIENT: &[&str] = &[
     "syncd_client_sync_lag_operations",
     "syncd_client_sync_lag_seconds",
     "syncd_client_signature_ahead_seconds",
+    "syncd_client_clock_steps_total{direction=\"back\"}",
     "syncd_client_iterations_total{kind=\"state_sync\",result=\"ok\"}",
     "syncd_client_iterations_total{kind=\"follow\",result=\"error\"}",
     "syncd_client_root_changes_total",

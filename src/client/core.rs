@@ -5,7 +5,7 @@ use super::{
     disk::{self, Disk, UPKEEP_ROOM},
     freshness::Freshness,
     known::Known,
-    metrics::Metrics,
+    metrics::{DirectionLabel, Metrics},
     pin,
     replica::{Phase, Replica},
     sync_loop::{Config as LoopConfig, Fatal, SyncLoop},
@@ -19,7 +19,7 @@ use crate::{
     },
     ledger::{self, Ledger},
     link::Connector,
-    runtime::{Runtime, StorageGuard, StorageRoom},
+    runtime::{Runtime, StepWatch, StorageGuard, StorageRoom},
     storage_record,
     telemetry::storage::StorageErrors,
 };
@@ -243,7 +243,18 @@ pub async fn start<E: Runtime>(context: E, registry: &E, setup: Setup) -> Result
 }
 
 async fn measure<E: Runtime>(context: E, replica: Arc<Replica<E>>) {
+    let mut clock = StepWatch::new(context.current(), context.monotonic());
     loop {
+        if let Some(step) = clock.look(context.current(), context.monotonic()) {
+            let direction = step.direction();
+            let seconds = step.by().as_secs_f64();
+            tracing::warn!(
+                direction,
+                seconds,
+                "the clock of this machine stepped: freshness is judged by it"
+            );
+            replica.metrics.clock_steps.get_or_create(&DirectionLabel { direction }).inc();
+        }
         replica.measure(context.moment());
         context.sleep(MEASURE_INTERVAL).await;
     }

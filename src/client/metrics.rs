@@ -1,7 +1,7 @@
 //! What a replica measures of itself.
 
 use crate::{
-    checkpoint::Refusal, link::LinkError, serve::DURATION_BUCKETS,
+    checkpoint::Refusal, link::LinkError, runtime::Step, serve::DURATION_BUCKETS,
     telemetry::context::TracedHistogram, wire::Code,
 };
 use commonware_runtime::{Metrics as Registry, telemetry::metrics::Registered};
@@ -41,6 +41,13 @@ pub struct ReasonLabel {
     pub reason: &'static str,
 }
 
+/// Which way a clock stepped.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct DirectionLabel {
+    /// `back` or `ahead`.
+    pub direction: &'static str,
+}
+
 type Durations = Family<KindLabel, TracedHistogram, fn() -> TracedHistogram>;
 
 /// Metrics of a client; registered as `syncd_client_*`.
@@ -51,6 +58,7 @@ pub struct Metrics {
     pub lag_operations: Registered<Gauge>,
     pub lag_seconds: Registered<Seconds>,
     pub signature_ahead: Registered<Seconds>,
+    pub clock_steps: Registered<Family<DirectionLabel, Counter>>,
     pub iterations: Registered<Family<IterationLabel, Counter>>,
     pub root_changes: Registered<Counter>,
     pub iteration_duration: Registered<Durations>,
@@ -93,6 +101,11 @@ impl Metrics {
             signature_ahead: seconds(
                 "signature_ahead_seconds",
                 "Seconds that the newest signature lies in the future, beyond the skew tolerated; else 0",
+            ),
+            clock_steps: registry.register(
+                "clock_steps",
+                "Steps of the machine's wall clock by a second or more, by direction",
+                Family::default(),
             ),
             iterations: registry.register(
                 "iterations",
@@ -168,6 +181,9 @@ impl Metrics {
         }
         for reason in LinkError::REASONS.into_iter().chain(Code::ALL.map(Code::as_str)) {
             let _ = self.reconnects.get_or_create(&ReasonLabel { reason });
+        }
+        for direction in Step::DIRECTIONS {
+            let _ = self.clock_steps.get_or_create(&DirectionLabel { direction });
         }
         for reason in STALLS {
             let _ = self.stalled.get_or_create(&ReasonLabel { reason });

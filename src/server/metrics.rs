@@ -1,6 +1,7 @@
 //! What a server measures of its writing.
 
 use crate::{
+    runtime::Step,
     serve::Metrics as ServeMetrics,
     telemetry::{context::TracedHistogram, storage::StorageErrors},
 };
@@ -133,7 +134,7 @@ impl Metrics {
                 Counter::default(),
             ),
         };
-        for direction in ["back", "ahead"] {
+        for direction in Step::DIRECTIONS {
             let _ = own.clock_steps.get_or_create(&DirectionLabel { direction });
         }
         for source in ["api", "generator"] {

@@ -18,7 +18,7 @@ use crate::{
         types::{Change, Digest, Mode},
     },
     ledger::{Error, History, Ledger},
-    runtime::{Runtime, Step, StepWatch},
+    runtime::{Runtime, StepWatch},
     telemetry::{context::TraceContext, storage::StorageErrors},
     wire::COMMIT_BYTES_MAX,
 };
@@ -300,13 +300,10 @@ impl<E: Runtime> Publisher<E> {
         let Some(step) = watch.look(self.context.current(), self.context.monotonic()) else {
             return false;
         };
-        let (direction, by) = match step {
-            Step::Back(by) => ("back", by),
-            Step::Ahead(by) => ("ahead", by),
-        };
+        let direction = step.direction();
         tracing::warn!(
             direction,
-            seconds = by.as_secs_f64(),
+            seconds = step.by().as_secs_f64(),
             "the clock of this machine stepped: until it is right, replicas may not count as fresh"
         );
         self.metrics.clock_steps.get_or_create(&DirectionLabel { direction }).inc();
