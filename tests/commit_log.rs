@@ -3,9 +3,10 @@
 
 use commonware_cryptography::{Signer as _, ed25519::PrivateKey};
 use commonware_runtime::{Runner as _, Supervisor as _, deterministic};
+use std::time::Duration;
 use syncd::{
     checkpoint::{Checkpoint, SignedCheckpoint},
-    commit_log::{Base, Commit, CommitLog},
+    commit_log::{Base, Bounds, Commit, CommitLog, Retention, SEGMENT_RECORDS},
     database::{
         EXECUTION_VERSION,
         types::{Change, Digest, Family, HashKind},
@@ -69,4 +70,26 @@ fn appended_commits_survive_a_crash() {
             survives(first, appends);
         }
     }
+}
+
+/// The log has no more segments than descriptors allow, whatever its age and bytes, and still the newest records.
+#[test]
+fn the_log_is_cut_to_its_segments() {
+    deterministic::Runner::seeded(1).start(|context| async move {
+        let base = Commit::base_record(checkpoint(0), EXECUTION_VERSION);
+        let log = CommitLog::create(context.child("log"), 0, &base).await.unwrap();
+        let segment = SEGMENT_RECORDS.get();
+        let last = 5 * segment + 10;
+        let commits: Vec<Commit> = (1..=last).map(commit).collect();
+        log.append(&commits).await.unwrap();
+        let retention = |segments| Retention { age: Duration::MAX, bytes: u64::MAX, segments };
+        log.trim(retention(6), u64::MAX).await.unwrap();
+        assert_eq!(log.bounds(), Bounds { first: 0, last });
+        log.trim(retention(2), u64::MAX).await.unwrap();
+        assert_eq!(log.bounds(), Bounds { first: 4 * segment, last });
+        assert_eq!(log.read(last).await.unwrap().sequence(), last);
+        // What is needed is kept, however many segments it takes.
+        log.trim(retention(1), 4 * segment + 1).await.unwrap();
+        assert_eq!(log.bounds().first, 4 * segment);
+    });
 }

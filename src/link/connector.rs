@@ -203,3 +203,133 @@ fn skew_of(text: &str) -> Duration {
         _ => Duration::ZERO,
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::{
+        checkpoint::Rotations,
+        database::{
+            EXECUTION_VERSION,
+            types::{Family, Mode},
+        },
+        wire::{Code, Refused, WIRE_VERSION},
+    };
+    use commonware_cryptography::Signer as _;
+    use commonware_runtime::{
+        Clock as _, Listener as _, Network as _, Runner as _, Spawner as _, Supervisor as _,
+        deterministic,
+    };
+
+    const PORT: u16 = 4000;
+
+    fn ips(texts: &[&str]) -> Vec<IpAddr> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    fn connector() -> Connector {
+        Connector {
+            host: "db.test".into(),
+            port: PORT,
+            server: PrivateKey::from_seed(1).public_key(),
+            identity: PrivateKey::from_seed(2),
+            skew: Duration::from_secs(10),
+        }
+    }
+
+    fn hello() -> Hello {
+        Hello {
+            wire: WIRE_VERSION,
+            execution: EXECUTION_VERSION,
+            family: Family::Any,
+            mode: Mode::Full,
+            database: None,
+            newest: None,
+            rotations: Rotations::default(),
+        }
+    }
+
+    /// Accepts for ever, and keeps what it accepts.
+    async fn spawn_silent(context: &deterministic::Context, address: SocketAddr) {
+        let mut listener = context.bind(address).await.unwrap();
+        context.child("silent").spawn(move |_| async move {
+            let mut held = Vec::new();
+            while let Ok(connection) = listener.accept().await {
+                held.push(connection);
+            }
+        });
+    }
+
+    /// The server: proves its key and refuses.
+    async fn spawn_refusing(context: &deterministic::Context, address: SocketAddr) {
+        let mut listener = context.bind(address).await.unwrap();
+        context.child("server").spawn(move |context| async move {
+            let (_, sink, stream) = listener.accept().await.unwrap();
+            let (_, sender, receiver) = upgrader(PrivateKey::from_seed(1), Duration::from_secs(10))
+                .listen(
+                    context.child("handshake"),
+                    NAMESPACE,
+                    FRAME_BYTES_MAX,
+                    |_| async { true },
+                    stream,
+                    sink,
+                )
+                .await
+                .unwrap();
+            let (outgoing, mut incoming, _guard) =
+                frames::spawn(&context, sender, receiver).split();
+            incoming.recv().await.unwrap();
+            let refused = Refused::later(Code::Busy, "full", Duration::from_secs(1));
+            outgoing.send(Reply::Refused(refused).encode().into()).await.unwrap();
+            incoming.recv().await;
+        });
+    }
+
+    #[test]
+    fn addresses_alternate_between_families_and_are_bounded() {
+        let given = ips(&["::1", "::2", "::1", "10.0.0.1", "10.0.0.2", "10.0.0.3"]);
+        let expected = ips(&["::1", "10.0.0.1", "::2", "10.0.0.2", "10.0.0.3"]);
+        assert_eq!(in_turn(given), expected);
+        let many = (1..=20).map(|n| IpAddr::from([10, 0, 0, n])).collect();
+        assert_eq!(in_turn(many).len(), ADDRESSES_MAX);
+        assert_eq!(in_turn(Vec::new()), Vec::<IpAddr>::new());
+    }
+
+    /// Silence, a closed port and a server that refuses: the refusal comes first in what is done about it, and each
+    /// address is named. All within the time of one handshake, not of three.
+    #[test]
+    fn each_address_is_tried_and_named_and_the_server_counts_most() {
+        deterministic::Runner::seeded(1).start(|context| async move {
+            let addresses = ips(&["10.0.0.1", "10.0.0.2", "10.0.0.3"]);
+            context.resolver_register("db.test", Some(addresses.clone()));
+            spawn_silent(&context, SocketAddr::new(addresses[0], PORT)).await;
+            spawn_refusing(&context, SocketAddr::new(addresses[2], PORT)).await;
+            let began = context.current();
+            let result =
+                connector().connect(context.child("connect"), &hello(), Arc::default()).await;
+            let took = context.current().duration_since(began).unwrap();
+            let Err(error) = result else { panic!("nobody welcomed it") };
+            assert!(
+                matches!(error.telling(), LinkError::Refused(refused) if refused.code == Code::Busy)
+            );
+            assert_eq!(error.reason(), "busy");
+            let text = error.to_string();
+            for address in &addresses {
+                assert!(text.contains(&format!("{address}:{PORT}: ")), "{text}");
+            }
+            assert!(took < HANDSHAKE_TIMEOUT + Duration::from_secs(1), "{took:?}");
+        });
+    }
+
+    #[test]
+    fn one_address_gives_its_own_error() {
+        deterministic::Runner::seeded(1).start(|context| async move {
+            context.resolver_register("db.test", Some(ips(&["10.0.0.1"])));
+            let result =
+                connector().connect(context.child("connect"), &hello(), Arc::default()).await;
+            let Err(error) = result else { panic!("nobody is there") };
+            assert!(matches!(error, LinkError::Connect(_)), "{error}");
+        });
+    }
+}
