@@ -391,7 +391,8 @@ mod tests {
 
     /// Numbers at the ends of their range, and others.
     fn number() -> impl Strategy<Value = u64> {
-        let ends = [0, 1, 2, 1 << 62, (1 << 62) - 1, (1 << 62) + 1, 1 << 63, u64::MAX - 1, u64::MAX];
+        let ends =
+            [0, 1, 2, 1 << 62, (1 << 62) - 1, (1 << 62) + 1, 1 << 63, u64::MAX - 1, u64::MAX];
         prop_oneof![proptest::sample::select(ends.to_vec()), any::<u64>()]
     }
 
