@@ -141,6 +141,11 @@ impl<E: Runtime, K: Span, V: Codec<Cfg = ()> + Clone> Records<E, K, V> {
     /// Changes the values. Durable in both copies on return; after an error it may be tried again, and [`Self::get`]
     /// still says what was before.
     pub async fn update(&mut self, change: impl FnOnce(&mut BTreeMap<K, V>)) -> Result<(), Error> {
+        // The library would make it again.
+        if self.is_written && !partition_exists(&self.context, &self.partition).await? {
+            let (partition, reason) = (self.partition.clone(), "it is not there any more".into());
+            return Err(Error::Storage { partition, reason });
+        }
         let mut next = self.values.clone();
         change(&mut next);
         let mut metadata = self.library().await?;

@@ -16,7 +16,10 @@ use commonware_runtime::{
 use std::{
     collections::HashSet,
     num::{NonZeroU64, NonZeroUsize},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 use syncd::{
@@ -94,6 +97,15 @@ fn server_setup(kind: Case) -> server::core::Setup {
     }
 }
 
+/// A disk that has no room now and then, for as long as one look at it.
+fn sometimes_full() -> syncd::runtime::StorageRoom {
+    let looks = AtomicU64::new(0);
+    Arc::new(move |_| match looks.fetch_add(1, Ordering::Relaxed) % 101 {
+        100 => Err("the simulated disk is full".into()),
+        _ => Ok(()),
+    })
+}
+
 fn client_setup(kind: Case, database: syncd::database::types::DatabaseId) -> client::core::Setup {
     client::core::Setup {
         connector: Connector {
@@ -126,7 +138,7 @@ fn client_setup(kind: Case, database: syncd::database::types::DatabaseId) -> cli
         },
         directory: std::env::temp_dir(),
         guard: syncd::runtime::unguarded(),
-        room: syncd::runtime::unlimited(),
+        room: sometimes_full(),
     }
 }
 

@@ -112,7 +112,7 @@ impl From<database::Error> for Error {
 impl From<Fatal> for Error {
     fn from(error: Fatal) -> Self {
         match error {
-            Fatal::Ledger(error) => Self::Ledger(error),
+            Fatal::Ledger(error) | Fatal::Final(error) => Self::Ledger(error),
         }
     }
 }
@@ -290,8 +290,8 @@ async fn maintain<E: Runtime>(
         }
         tracing::warn!(%error, "the upkeep of the storage failed: it is opened again");
         match replica.reopen(&context, &ledger).await {
-            Ok(()) => {}
-            Err(error) if disk::is_passing(&error) => {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
                 replica.set_phase(Phase::Stalled("storage"), context.monotonic());
                 replica.set_error(Some(error.to_string()));
             }

@@ -30,13 +30,14 @@ pub struct Disk {
     pub room: StorageRoom,
     /// Counts what fails.
     pub errors: StorageErrors,
-    reopening: AsyncMutex<()>,
+    /// Held while the storage is opened again: since when it cannot be read.
+    unreadable_since: AsyncMutex<Option<Duration>>,
 }
 
 impl Disk {
     /// The disk that `guard` and `room` tell of.
     pub fn new(guard: StorageGuard, room: StorageRoom, errors: StorageErrors) -> Self {
-        Self { guard, room, errors, reopening: AsyncMutex::new(()) }
+        Self { guard, room, errors, unreadable_since: AsyncMutex::default() }
     }
 
     /// Opens a replica's ledger, with or without room.
@@ -60,6 +61,8 @@ impl Disk {
     }
 }
 
+/// How long a replica goes on that cannot be read although there is room.
+pub const UNREADABLE_MAX: Duration = Duration::from_secs(30);
 /// How often room is looked for while a state sync writes.
 const ROOM_INTERVAL: Duration = Duration::from_millis(250);
 
@@ -108,15 +111,37 @@ impl<E: Runtime> Replica<E> {
     /// Opens the ledger again that failed, at its newest durable record. While it can still be read, only once there is
     /// room: until then it is served on.
     ///
-    /// # Errors
-    ///
-    /// [Passing](is_passing) ones: it may be tried again.
-    pub async fn reopen(&self, context: &E, failed: &Arc<Ledger<E>>) -> Result<(), ledger::Error> {
-        let _alone = self.disk.reopening.lock().await;
+    /// The outer error is final: the data are damaged or gone, or they could not be read for [`UNREADABLE_MAX`] although
+    /// there is room. The runtime remembers a failed sync of a file for as long as the process lives, so another one may
+    /// do better. The inner one says why it could not be opened now; it may be tried again.
+    pub async fn reopen(
+        &self,
+        context: &E,
+        failed: &Arc<Ledger<E>>,
+    ) -> Result<Result<(), ledger::Error>, ledger::Error> {
+        let mut unreadable_since = self.disk.unreadable_since.lock().await;
         let current = self.ledger.load_full();
         if !current.is_some_and(|current| Arc::ptr_eq(&current, failed)) {
-            return Ok(());
+            return Ok(Ok(()));
         }
+        let error = match self.try_reopen(context, failed).await {
+            Ok(()) => {
+                *unreadable_since = None;
+                return Ok(Ok(()));
+            }
+            Err(error) if !is_passing(&error) => return Err(error),
+            Err(error) => error,
+        };
+        if failed.is_readable().await || self.disk.check(UPKEEP_ROOM).is_err() {
+            *unreadable_since = None;
+            return Ok(Err(error));
+        }
+        let now = context.monotonic();
+        let since = *unreadable_since.get_or_insert(now);
+        if now.saturating_sub(since) >= UNREADABLE_MAX { Err(error) } else { Ok(Err(error)) }
+    }
+
+    async fn try_reopen(&self, context: &E, failed: &Arc<Ledger<E>>) -> Result<(), ledger::Error> {
         (self.disk.guard)().map_err(database::Error::Gone)?;
         if failed.is_readable().await {
             self.disk.check(COMMIT_ROOM).map_err(database::Error::Storage)?;

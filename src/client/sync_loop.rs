@@ -55,6 +55,9 @@ pub enum Fatal {
     /// Our own storage.
     #[error(transparent)]
     Ledger(#[from] ledger::Error),
+    /// Our own storage, and trying again in this process does not help.
+    #[error(transparent)]
+    Final(ledger::Error),
 }
 
 /// Why one session ended, short of the process.
@@ -184,12 +187,10 @@ impl<E: Runtime> SyncLoop<E> {
         if let Some(ledger) = self.replica.ledger.load_full()
             && !ledger.is_whole().await
         {
-            match self.replica.reopen(&self.context, &ledger).await {
-                Ok(()) => {}
-                Err(error) if disk::is_passing(&error) => {
-                    return Ok(Some(End::no_storage(error.to_string())));
-                }
-                Err(error) => return Err(error.into()),
+            // A final error ends the process, whatever it is.
+            let opened = self.replica.reopen(&self.context, &ledger).await.map_err(Fatal::Final)?;
+            if let Err(error) = opened {
+                return Ok(Some(End::no_storage(error.to_string())));
             }
         }
         Ok(self.replica.disk.check(COMMIT_ROOM).err().map(End::no_storage))

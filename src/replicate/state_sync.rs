@@ -4,10 +4,11 @@ use super::{LinkSource, Progress};
 use crate::{
     checkpoint::SignedCheckpoint,
     database::{
-        self, FetchError, Generations, Kind, Place, State, StateSync, SyncError, types::Mode,
+        self, Fetch, FetchError, Fetched, Fetcher, Generations, Kind, Place, State, StateSync,
+        SyncError, types::Mode,
     },
     ledger::{self, Ledger},
-    runtime::Runtime,
+    runtime::{Runtime, StorageGuard},
 };
 use std::{
     num::{NonZeroU64, NonZeroUsize},
@@ -70,9 +71,8 @@ pub async fn run<E: Runtime>(
         batch: config.batch,
         outstanding: config.outstanding,
     };
-    let built =
-        database::state_sync(context.child("database"), kind, place, wanted, Arc::new(source))
-            .await;
+    let source = Arc::new(Guarded { source, guard: generations.guard() });
+    let built = database::state_sync(context.child("database"), kind, place, wanted, source).await;
     let mismatch = match built {
         Ok(mut database) => {
             // What a compact database imported is in memory only until then.
@@ -97,6 +97,21 @@ pub async fn run<E: Runtime>(
     };
     discard(context, generations, kind, generation).await?;
     Err(Error::NotTheSignedState(mismatch))
+}
+
+/// Hands nothing on to a storage that is not where it was: the library would make its directories again.
+struct Guarded<E: Runtime> {
+    source: LinkSource<E>,
+    guard: StorageGuard,
+}
+
+#[async_trait::async_trait]
+impl<E: Runtime> Fetcher for Guarded<E> {
+    async fn fetch(&self, fetch: Fetch) -> Result<Fetched, FetchError> {
+        let fetched = self.source.fetch(fetch).await?;
+        (self.guard)().map_err(|_| FetchError::Cancelled)?;
+        Ok(fetched)
+    }
 }
 
 /// Drops the generation under construction.

@@ -183,6 +183,11 @@ impl<E: Runtime> CarriedKeys<E> {
         self.0.update(|records| *records = chunks.collect()).await
     }
 
+    /// Whether it was carried into another epoch than that of `database`: left by a new epoch that was interrupted.
+    pub fn is_stale(&self, database: DatabaseId) -> bool {
+        self.0.is_written() && self.0.values().values().all(|chunk| chunk.database != database)
+    }
+
     /// Removes it, if there is any.
     pub async fn remove(context: &E) -> Result<(), Error> {
         storage_record::remove_partition(context, CARRIED_PARTITION).await

@@ -205,6 +205,9 @@ async fn open_ledger<E: Runtime>(
     let id = record.identity().id;
     let carried = CarriedKeys::open(context.child("carried_keys")).await?;
     idempotency.carry(&carried, id);
+    if carried.is_stale(id) {
+        CarriedKeys::remove(context).await?;
+    }
     let opened = Ledger::open(context, place(setup.storage), false, |commit| {
         idempotency.remember(commit);
     })
