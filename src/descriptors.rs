@@ -4,6 +4,7 @@
 //! limit is raised as far as the system allows, what storage needs is set aside, and connections share what is left.
 //! Connections beyond their share wait in the kernel.
 
+use crate::ledger;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::{fs, io, path::Path};
 
@@ -133,7 +134,10 @@ pub fn plan(limit: u64, files: Files, wanted: Shares) -> Result<Plan, TooFew> {
             *share = usize::try_from(least + part).unwrap_or(usize::MAX);
         }
     }
-    let log_segments = usize::try_from(log / FILES_PER_SEGMENT).unwrap_or(usize::MAX);
+    // The retention leaves room for what sessions hold beyond it.
+    let part = ledger::HOLD_SEGMENTS_PART as u64;
+    let log_segments = log / FILES_PER_SEGMENT * part / (part + 1);
+    let log_segments = usize::try_from(log_segments).unwrap_or(usize::MAX);
     Ok(Plan { limit, storage, log_segments, shares, is_lowered })
 }
 
@@ -156,6 +160,10 @@ mod tests {
             let connections = (api + metrics + sessions + handshakes) as u64;
             assert!(connections + plan.storage + PROCESS <= limit, "{plan:?}");
             assert!(plan.storage >= files.log + 2 * files.database, "{plan:?}");
+            // The retention, and what may be held beyond it.
+            let segments = plan.log_segments + plan.log_segments / ledger::HOLD_SEGMENTS_PART;
+            let log = segments as u64 * FILES_PER_SEGMENT;
+            assert!(plan.log_segments > 0 && log + 2 * files.database <= plan.storage, "{plan:?}");
             assert!(
                 [api, metrics, sessions, handshakes].iter().all(|share| *share >= 8),
                 "{plan:?}"

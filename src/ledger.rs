@@ -42,6 +42,8 @@ use tracing::Instrument as _;
 
 /// Bytes of log that sessions in state sync may hold beyond the retention.
 pub const HOLD_BYTES_MAX: u64 = 256 * 1024 * 1024;
+/// Segments of log that they may hold beyond the retention: one in this many of those that it allows.
+pub const HOLD_SEGMENTS_PART: usize = 3;
 /// Commits that are executed again at once when a ledger is opened.
 const REDO_BATCH: u64 = 32;
 
@@ -507,7 +509,11 @@ impl<E: Runtime> Ledger<E> {
 
     async fn trim(&self, history: History) -> Result<(), Error> {
         let mut keep_from = self.durable.load(Ordering::Acquire);
-        if self.log.bytes() <= history.log.bytes.saturating_add(HOLD_BYTES_MAX) {
+        let segments = history.log.segments;
+        let segments_max = segments.saturating_add(segments / HOLD_SEGMENTS_PART);
+        if self.log.bytes() <= history.log.bytes.saturating_add(HOLD_BYTES_MAX)
+            && self.log.segments() <= segments_max
+        {
             keep_from = keep_from.min(self.holds.sequence().unwrap_or(u64::MAX));
         }
         Ok(self.log.trim(history.log, keep_from).await?)

@@ -316,6 +316,11 @@ impl<E: Runtime> CommitLog<E> {
         self.segments.lock().iter().map(|segment| segment.bytes).sum()
     }
 
+    /// Segments kept.
+    pub fn segments(&self) -> usize {
+        self.segments.lock().len()
+    }
+
     /// The record of `sequence`.
     pub async fn read(&self, sequence: u64) -> Result<Commit, Error> {
         let Bounds { first, last } = self.bounds();
