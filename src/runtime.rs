@@ -40,7 +40,14 @@ pub trait Runtime:
 {
     /// What both clocks say now.
     fn moment(&self) -> Moment {
-        Moment { wall: self.current(), monotonic: self.monotonic() }
+        loop {
+            let (before, wall) = (self.monotonic(), self.current());
+            let monotonic = self.monotonic();
+            // Else this thread was not run between the two, and they do not belong together.
+            if monotonic.saturating_sub(before) < STEP_MIN / 10 {
+                return Moment { wall, monotonic };
+            }
+        }
     }
 }
 
@@ -102,21 +109,20 @@ impl Step {
 /// Notices steps of the wall clock.
 #[derive(Debug)]
 pub struct StepWatch {
-    wall: SystemTime,
-    monotonic: Duration,
+    last: Moment,
 }
 
 impl StepWatch {
     /// Begins with what both clocks say.
-    pub const fn new(wall: SystemTime, monotonic: Duration) -> Self {
-        Self { wall, monotonic }
+    pub const fn new(now: Moment) -> Self {
+        Self { last: now }
     }
 
     /// The step since the last look, if there was one.
-    pub fn look(&mut self, wall: SystemTime, monotonic: Duration) -> Option<Step> {
-        let expected = self.wall + monotonic.saturating_sub(self.monotonic);
-        *self = Self { wall, monotonic };
-        match wall.duration_since(expected) {
+    pub fn look(&mut self, now: Moment) -> Option<Step> {
+        let expected = self.last.wall + now.monotonic.saturating_sub(self.last.monotonic);
+        self.last = now;
+        match now.wall.duration_since(expected) {
             Ok(ahead) => (ahead >= STEP_MIN).then_some(Step::Ahead(ahead)),
             Err(back) => (back.duration() >= STEP_MIN).then_some(Step::Back(back.duration())),
         }
@@ -146,13 +152,16 @@ mod tests {
 
     #[test]
     fn steps_are_told_from_the_passing_of_time() {
-        let wall = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
         let at = Duration::from_secs;
-        let mut watch = StepWatch::new(wall(1000), at(5));
-        assert_eq!(watch.look(wall(1060), at(65)), None);
-        assert_eq!(watch.look(wall(4661), at(66)), Some(Step::Ahead(at(3600))));
-        assert_eq!(watch.look(wall(4662), at(67)), None);
-        assert_eq!(watch.look(wall(1063), at(68)), Some(Step::Back(at(3600))));
-        assert_eq!(watch.look(wall(1064), at(69)), None);
+        let moment = |wall, monotonic| Moment {
+            wall: SystemTime::UNIX_EPOCH + at(wall),
+            monotonic: at(monotonic),
+        };
+        let mut watch = StepWatch::new(moment(1000, 5));
+        assert_eq!(watch.look(moment(1060, 65)), None);
+        assert_eq!(watch.look(moment(4661, 66)), Some(Step::Ahead(at(3600))));
+        assert_eq!(watch.look(moment(4662, 67)), None);
+        assert_eq!(watch.look(moment(1063, 68)), Some(Step::Back(at(3600))));
+        assert_eq!(watch.look(moment(1064, 69)), None);
     }
 }

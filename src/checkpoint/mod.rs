@@ -68,9 +68,10 @@ pub struct Checkpoint {
     pub root: Root,
     /// Root over the operations.
     pub operations_root: Root,
-    /// When the state was committed, milliseconds since 1970.
+    /// When the state was committed, milliseconds since 1970. Times are what the publisher's clock
+    /// showed; they order nothing and may go back.
     pub committed_at_ms: u64,
-    /// When this description was signed, milliseconds since 1970.
+    /// When this description was signed, milliseconds since 1970; see `committed_at_ms`.
     pub signed_at_ms: u64,
 }
 

@@ -243,9 +243,9 @@ pub async fn start<E: Runtime>(context: E, registry: &E, setup: Setup) -> Result
 }
 
 async fn measure<E: Runtime>(context: E, replica: Arc<Replica<E>>) {
-    let mut clock = StepWatch::new(context.current(), context.monotonic());
+    let mut clock = StepWatch::new(context.moment());
     loop {
-        if let Some(step) = clock.look(context.current(), context.monotonic()) {
+        if let Some(step) = clock.look(context.moment()) {
             let direction = step.direction();
             let seconds = step.by().as_secs_f64();
             tracing::warn!(

@@ -18,7 +18,7 @@ use crate::{
         types::{Change, Digest, Mode},
     },
     ledger::{Error, History, Ledger},
-    runtime::{Runtime, StepWatch},
+    runtime::{Moment, Runtime, StepWatch},
     telemetry::{context::TraceContext, storage::StorageErrors},
     wire::COMMIT_BYTES_MAX,
 };
@@ -291,13 +291,14 @@ impl<E: Runtime> Publisher<E> {
     fn watch_clock(&self) -> StepWatch {
         let signed = Duration::from_millis(self.ledger.head().checkpoint.signed_at_ms);
         let signed = UNIX_EPOCH.checked_add(signed).unwrap_or(UNIX_EPOCH);
-        StepWatch::new(self.context.current().max(signed), self.context.monotonic())
+        let now = self.context.moment();
+        StepWatch::new(Moment { wall: now.wall.max(signed), ..now })
     }
 
     /// Says when the wall clock stepped; whether it did. What is signed next has the time that it
     /// shows now, be that earlier than before: a publisher is never stuck in a future.
     fn look_at_clock(&self, watch: &mut StepWatch) -> bool {
-        let Some(step) = watch.look(self.context.current(), self.context.monotonic()) else {
+        let Some(step) = watch.look(self.context.moment()) else {
             return false;
         };
         let direction = step.direction();

@@ -178,7 +178,7 @@ fn heartbeats_come_whatever_the_clocks_do() {
     let client = server.client(&directory.path().join("client"), &clock.with(&STRICT));
     client.wait_equal(&server);
     wait_fresh(&client);
-    for seconds in [-600, 0, 600, -600] {
+    for seconds in [-600, 600] {
         clock.set(seconds);
         wait_for("the replica shows a signature of the new time", || {
             ((signed_ahead(&client) - seconds as f64).abs() < 5.0).then_some(())
