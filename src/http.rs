@@ -6,21 +6,24 @@
 //! after its answer. So a flood cannot keep a probe out.
 
 mod activity;
+mod answers;
 mod metrics;
 mod patience;
 mod places;
 mod socket;
 
 pub use activity::{IDLE_GRACE, STALL_GRACE};
+pub use answers::{ANSWER_FREE_BYTES, ANSWERS_BYTES_MAX, Answers};
 pub use metrics::{Metrics, PortLabel, RejectLabel};
 pub use patience::Patience;
 pub use socket::{UNSENT_BYTES_MAX, WRITE_RATE_MIN, WRITE_STALL_MAX};
 
-use activity::{Activity, Reason, Received, Sent};
+use activity::{Activity, InService, Reason, Received, Sent};
 use axum::{
     Router,
-    body::Body,
-    http::{HeaderValue, Request, header},
+    body::{Body, HttpBody as _},
+    http::{HeaderValue, Request, Response, header},
+    response::IntoResponse as _,
 };
 use hyper::{body::Incoming, service::Service as _};
 use hyper_util::{
@@ -36,6 +39,7 @@ use std::{
     future::Future,
     io,
     net::{SocketAddr, TcpListener},
+    pin::Pin,
     sync::Arc,
     time::Duration,
 };
@@ -96,7 +100,7 @@ pub async fn serve(
 ) -> io::Result<()> {
     let listener = tokio::net::TcpListener::from_std(listener)?;
     let graceful = GracefulShutdown::new();
-    let places = Places::new(&port);
+    let (places, answers) = (Places::new(&port), Answers::default());
     let mut builder = hyper::server::conn::http1::Builder::new();
     builder
         .timer(TokioTimer::new())
@@ -105,7 +109,7 @@ pub async fn serve(
     tokio::pin!(stop);
     loop {
         let accepted = tokio::select! {
-            accepted = accept(&listener, &places) => accepted,
+            accepted = accept(&listener, &places, &answers) => accepted,
             () = &mut stop => break,
         };
         let (socket, place, activity) = match accepted {
@@ -116,7 +120,14 @@ pub async fn serve(
                 continue;
             }
         };
-        let service = service(&router, &activity, places.crowd());
+        let service = Service {
+            router: TowerToHyperService::new(router.clone()),
+            activity: activity.clone(),
+            crowd: places.crowd(),
+            answers: answers.clone(),
+            port: port.name,
+            metrics: port.metrics.clone(),
+        };
         let connection = builder.serve_connection(TokioIo::new(socket), service);
         let connection = graceful.watch(connection);
         let (name, metrics) = (port.name, port.metrics.clone());
@@ -145,6 +156,7 @@ pub async fn serve(
 async fn accept(
     listener: &tokio::net::TcpListener,
     places: &Places,
+    answers: &Answers,
 ) -> io::Result<(Socket, places::Place, Arc<Activity>)> {
     loop {
         let stream = match listener.accept().await {
@@ -155,38 +167,62 @@ async fn accept(
         };
         let place = places.take().await;
         let activity = Activity::new();
-        match Socket::new(stream, activity.clone()) {
+        match Socket::new(stream, activity.clone(), answers.clone()) {
             Ok(socket) => return Ok((socket, place, activity)),
             Err(error) => tracing::debug!(%error, "an HTTP connection ended at once"),
         }
     }
 }
 
-/// `router` for one connection, which notes what it is doing.
-fn service(
-    router: &Router,
-    activity: &Arc<Activity>,
+/// The router for one connection; notes what that is doing.
+#[derive(Clone)]
+struct Service {
+    router: TowerToHyperService<Router>,
+    activity: Arc<Activity>,
     crowd: Arc<Crowd>,
-) -> impl hyper::service::Service<
-    Request<Incoming>,
-    Response = axum::http::Response<Sent>,
-    Error = Infallible,
-    Future: Send,
-> + use<> {
-    let (router, activity) = (TowerToHyperService::new(router.clone()), activity.clone());
-    hyper::service::service_fn(move |request: Request<Incoming>| {
-        let service = activity.serve();
-        let activity = activity.clone();
-        let answer = router.call(request.map(|body| Body::new(Received { body, activity })));
-        let crowd = crowd.clone();
-        async move {
-            let mut answer = answer.await?;
-            if crowd.is_there() {
-                answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-            }
-            Ok(answer.map(|body| Sent { body, _service: service }))
+    answers: Answers,
+    port: &'static str,
+    metrics: Arc<Metrics>,
+}
+
+impl hyper::service::Service<Request<Incoming>> for Service {
+    type Response = Response<Sent>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Sent>, Infallible>> + Send>>;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let service = self.clone();
+        let in_service = self.activity.serve();
+        Box::pin(async move { Ok(service.answer(request, in_service).await) })
+    }
+}
+
+impl Service {
+    async fn answer(&self, request: Request<Incoming>, in_service: InService) -> Response<Sent> {
+        let activity = self.activity.clone();
+        let mut request = request.map(|body| Body::new(Received { body, activity }));
+        request.extensions_mut().insert(self.answers.clone());
+        let mut answer = match self.router.call(request).await {
+            Ok(answer) => answer,
+            Err(never) => match never {},
+        };
+        let bytes = answer.body().size_hint().exact().unwrap_or(0);
+        let room = self.answers.take(bytes).unwrap_or_else(|()| {
+            Places::count(&self.metrics, self.port, Reason::Answers);
+            answer = too_many_answers().into_response();
+            None
+        });
+        if self.crowd.is_there() {
+            answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
-    })
+        answer.map(|body| Sent::new(body, in_service, room))
+    }
+}
+
+/// The caller's connection ends, so that what it asked ahead does not keep others out.
+pub fn too_many_answers() -> crate::api::Problem {
+    crate::api::busy("too many answers wait for their readers")
+        .header(header::CONNECTION, HeaderValue::from_static("close"))
 }
 
 /// Whether a connection ended because its peer did not take its answer.

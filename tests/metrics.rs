@@ -86,6 +86,7 @@ const BOTH: &[&str] = &[
     "syncd_http_rejected_total{port=\"metrics\",reason=\"slow_reader\"}",
     "syncd_http_rejected_total{port=\"api\",reason=\"slow_body\"}",
     "syncd_http_rejected_total{port=\"metrics\",reason=\"long\"}",
+    "syncd_http_rejected_total{port=\"api\",reason=\"answers\"}",
     "syncd_http_exports_total{result=\"complete\"}",
     "syncd_http_exports_total{result=\"held_too_long\"}",
     "syncd_storage_errors_total{operation=\"commit\"}",

@@ -26,7 +26,7 @@ pub const BODY_RATE_MIN: u64 = 4 * 1024;
 pub const BODY_DRAIN_MAX: Duration = Duration::from_secs(2);
 /// Bytes of bodies that are held at once, beyond the first [`BODY_FREE_BYTES`] of each; more are
 /// answered `busy`.
-pub const BODIES_BYTES_MAX: usize = 64 * 1024 * 1024;
+pub const BODIES_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// Bytes of each body that always find room, so that large bodies do not keep single values out.
 /// Connections bound them.
 pub const BODY_FREE_BYTES: usize = VALUE_LENGTH_MAX;

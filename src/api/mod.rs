@@ -21,5 +21,6 @@ pub use entries::read_entries;
 pub use export::stream_export;
 pub use guard::Tokens;
 pub use observe::Metrics;
+pub use problem::{Problem, busy};
 pub use proofs::{Subject, prove};
 pub use router::router;

@@ -111,13 +111,26 @@ pub fn check_lengths(change: &Change, value_length_max: usize) -> Result<(), Str
     Ok(())
 }
 
+/// Bytes of a text within JSON.
+fn escaped_length(text: &[u8]) -> usize {
+    let length = |byte: &u8| match byte {
+        b'"' | b'\\' | b'\n' | b'\r' | b'\t' | 8 | 12 => 2,
+        0..0x20 => 6,
+        _ => 1,
+    };
+    text.iter().map(length).sum()
+}
+
 /// An entry as a JSON object that [`parse`] reads.
 pub fn to_json(entry: &Entry) -> serde_json::Map<String, serde_json::Value> {
     let mut object = serde_json::Map::new();
     let mut insert = |name: &str, bytes: &[u8]| {
         match std::str::from_utf8(bytes) {
-            Ok(text) => object.insert(name.into(), text.into()),
-            Err(_) => object.insert(format!("{name}_b64"), BASE64.encode(bytes).into()),
+            Ok(text) if escaped_length(bytes) <= 2 * bytes.len() => {
+                object.insert(name.into(), text.into())
+            }
+            // Also what escapes would make more than twice as long.
+            _ => object.insert(format!("{name}_b64"), BASE64.encode(bytes).into()),
         };
     };
     if let Name::Key(key) = &entry.name {
@@ -218,9 +231,11 @@ mod tests {
         let entries = [
             Entry { name: Name::Key("ä\"".into()), value: vec![0xff, 0].into() },
             Entry { name: Name::Key(vec![0x80].into()), value: "line\nbreak".into() },
+            Entry { name: Name::Key("\"\"\\".into()), value: vec![1; 50].into() },
         ];
         let mut text = Vec::new();
         entries.iter().for_each(|entry| write(entry, &mut text));
+        assert!(text.len() < 300, "no value takes much more room than it has");
         let changes = parse(&text, 100, false).expect("what was written can be read");
         for (change, entry) in changes.iter().zip(&entries) {
             let Name::Key(key) = &entry.name else { panic!("{entry:?}") };

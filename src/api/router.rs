@@ -10,9 +10,12 @@ use super::{
     ndjson, observe,
     problem::{Problem, busy},
 };
-use crate::database::types::{Change, Digest, Family, IDEMPOTENCY_KEY_LENGTH_MAX, KEY_LENGTH_MAX};
+use crate::{
+    database::types::{Change, Digest, Family, IDEMPOTENCY_KEY_LENGTH_MAX, KEY_LENGTH_MAX},
+    http::{self, Answers},
+};
 use axum::{
-    Json, Router,
+    Extension, Json, Router,
     body::Body,
     extract::{DefaultBodyLimit, OriginalUri, Path, Query, Request, State},
     http::{HeaderMap, HeaderValue, Method, StatusCode, header},
@@ -23,7 +26,7 @@ use axum::{
 use commonware_cryptography::{Hasher as _, Sha256};
 use serde::Deserialize;
 use std::{net::IpAddr, sync::Arc, time::Duration};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tracing::Instrument as _;
 
 /// Requests worked on at once; more are answered `busy`.
@@ -40,6 +43,8 @@ pub const ENTRIES_BYTES_MAX: usize = 1024 * 1024;
 pub const WAIT_MAX: Duration = Duration::from_secs(60);
 /// Reads that wait for a size at once; more are answered `busy`.
 pub const WAITS_AT_ONCE_MAX: usize = 256;
+/// Pages and proofs that are made at once; more wait for their turn.
+pub const ANSWERS_MADE_AT_ONCE_MAX: usize = 8;
 /// How long a read waits for a size if it does not say.
 const WAIT_DEFAULT: Duration = Duration::from_secs(10);
 /// Content types of a value. It is kept as it is, whatever it is.
@@ -57,6 +62,7 @@ pub(super) struct Api {
     exports: Exports,
     requests: Arc<Semaphore>,
     waits: Arc<Semaphore>,
+    making: Arc<Semaphore>,
     bodies: Bodies,
 }
 
@@ -78,6 +84,7 @@ pub fn router(
         drain,
         requests: Arc::new(Semaphore::new(REQUESTS_AT_ONCE_MAX)),
         waits: Arc::new(Semaphore::new(WAITS_AT_ONCE_MAX)),
+        making: Arc::new(Semaphore::new(ANSWERS_MADE_AT_ONCE_MAX)),
         bodies: Bodies::default(),
     };
     Router::new()
@@ -162,6 +169,7 @@ fn query<T>(
 
 async fn get_key(
     State(api): State<Api>,
+    Extension(answers): Extension<Answers>,
     OriginalUri(uri): OriginalUri,
     options: Result<Query<ReadOptions>, axum::extract::rejection::QueryRejection>,
 ) -> Result<Response, Problem> {
@@ -175,7 +183,7 @@ async fn get_key(
         wait_for_size(&api, size, options.timeout.as_deref()).await?;
     }
     if options.proof == Some(true) {
-        return proof(&api, Subject::Key(key.into())).await;
+        return proof(&api, &answers, Subject::Key(key.into())).await;
     }
     let (view, value) = api.backend.get(&key).await?;
     let mut response = match value {
@@ -195,7 +203,8 @@ async fn get_key(
 }
 
 /// A proof file of the readable state.
-async fn proof(api: &Api, subject: Subject) -> Result<Response, Problem> {
+async fn proof(api: &Api, answers: &Answers, subject: Subject) -> Result<Response, Problem> {
+    let _turn = turn(api, answers).await?;
     let file = api.backend.prove(subject).await?;
     let checkpoint = &file.checkpoint.checkpoint;
     let state = (checkpoint.database, checkpoint.size, checkpoint.root);
@@ -206,6 +215,15 @@ async fn proof(api: &Api, subject: Subject) -> Result<Response, Problem> {
     let (database, size, root) = state;
     add_view(response.headers_mut(), &View { database, size, root, lag_seconds });
     Ok(response)
+}
+
+/// A turn to make a large answer, if there is memory for it.
+async fn turn<'a>(api: &'a Api, answers: &Answers) -> Result<SemaphorePermit<'a>, Problem> {
+    let turn = api.making.acquire().await;
+    if answers.are_many() {
+        return Err(http::too_many_answers());
+    }
+    turn.map_err(|_| Problem::draining())
 }
 
 async fn wait_for_size(api: &Api, size: u64, timeout: Option<&str>) -> Result<(), Problem> {
@@ -403,6 +421,7 @@ struct EntriesOptions {
 /// Values from a location on, with where to go on.
 async fn entries(
     State(api): State<Api>,
+    Extension(answers): Extension<Answers>,
     options: Result<Query<EntriesOptions>, axum::extract::rejection::QueryRejection>,
 ) -> Result<Response, Problem> {
     let options = query(options)?;
@@ -412,6 +431,7 @@ async fn entries(
         return Err(Problem::malformed(detail));
     }
     let from = options.from.unwrap_or(0);
+    let _turn = turn(&api, &answers).await?;
     let page = api.backend.entries(from, limit, ENTRIES_BYTES_MAX).await?;
     let entries: Vec<_> = page.entries.iter().map(ndjson::to_json).collect();
     let body = serde_json::json!({ "entries": entries, "next": page.next });
@@ -423,6 +443,7 @@ async fn entries(
 /// One value, as it was appended.
 async fn entry(
     State(api): State<Api>,
+    Extension(answers): Extension<Answers>,
     Path(location): Path<String>,
     options: Result<Query<ProofOptions>, axum::extract::rejection::QueryRejection>,
 ) -> Result<Response, Problem> {
@@ -431,7 +452,7 @@ async fn entry(
     let page = api.backend.entries(location, 1, 1).await?;
     let found = page.entries.into_iter().find(|entry| entry.name == Name::Location(location));
     if found.is_some() && options.proof == Some(true) {
-        return proof(&api, Subject::Operation(location)).await;
+        return proof(&api, &answers, Subject::Operation(location)).await;
     }
     let mut response = match found {
         Some(entry) => {
@@ -466,6 +487,7 @@ fn location_of(text: &str) -> Result<u64, Problem> {
 /// An operation, which only comes with its proof.
 async fn operation(
     State(api): State<Api>,
+    Extension(answers): Extension<Answers>,
     Path(location): Path<String>,
     options: Result<Query<ProofOptions>, axum::extract::rejection::QueryRejection>,
 ) -> Result<Response, Problem> {
@@ -473,7 +495,7 @@ async fn operation(
     if query(options)?.proof != Some(true) {
         return Err(Problem::malformed("an operation is given with its proof: add '?proof=true'"));
     }
-    proof(&api, Subject::Operation(location)).await
+    proof(&api, &answers, Subject::Operation(location)).await
 }
 
 async fn export(State(api): State<Api>) -> Result<Response, Problem> {

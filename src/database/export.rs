@@ -16,10 +16,12 @@ use std::{
     sync::Arc,
 };
 
-/// Operations read at a time.
+/// Most operations read at a time.
 pub const PAGE_OPERATIONS: u64 = 512;
-/// Bytes of values after which a page of a log ends.
-const PAGE_BYTES: usize = 4 * 1024 * 1024;
+/// Fewest operations read at a time, however large they are.
+const PAGE_OPERATIONS_MIN: u64 = 16;
+/// Bytes of keys and values that a page should have at most.
+const PAGE_BYTES: usize = 1024 * 1024;
 
 /// An export of the state of one size. Remembers 16 bytes for each key it has seen.
 pub struct Exporter {
@@ -28,6 +30,8 @@ pub struct Exporter {
     floor: u64,
     /// Of keys: what lies at and above was read. Of a log of values: what lies below.
     position: u64,
+    /// Operations of the next page of keys; fewer where they are large.
+    step: u64,
     is_log: bool,
     seen: HashSet<u128>,
 }
@@ -43,7 +47,8 @@ impl Exporter {
     ) -> Self {
         let is_log = family == Family::Keyless;
         let position = if is_log { floor } else { size };
-        Self { database, size, floor, position, is_log, seen: HashSet::new() }
+        let (step, seen) = (PAGE_OPERATIONS_MIN, HashSet::new());
+        Self { database, size, floor, position, step, is_log, seen }
     }
 
     /// Operations of the state.
@@ -60,9 +65,13 @@ impl Exporter {
         if self.position <= self.floor {
             return Ok(None);
         }
-        let start = self.position.saturating_sub(PAGE_OPERATIONS).max(self.floor);
+        let start = self.position.saturating_sub(self.step).max(self.floor);
         let operations = self.read(start, self.position).await?;
         self.position = start;
+        // As large as the bytes of this page allow for the next.
+        let bytes: usize = operations.iter().map(bytes_of).sum();
+        self.step = if bytes > PAGE_BYTES / 2 { self.step / 2 } else { self.step * 2 };
+        self.step = self.step.clamp(PAGE_OPERATIONS_MIN, PAGE_OPERATIONS);
         Ok(Some(
             operations.into_iter().rev().filter_map(|operation| self.entry(operation)).collect(),
         ))
@@ -105,6 +114,14 @@ impl Exporter {
             }
             Operation::Append { .. } | Operation::Commit(_) => None,
         }
+    }
+}
+
+fn bytes_of(operation: &Operation) -> usize {
+    match operation {
+        Operation::Put { key, value, .. } => key.len() + value.len(),
+        Operation::Append { value } => value.len(),
+        Operation::Delete { .. } | Operation::Commit(_) => 0,
     }
 }
 

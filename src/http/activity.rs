@@ -1,5 +1,6 @@
 //! What a connection is doing, as its port sees it.
 
+use super::answers::Room;
 use axum::body::{Body, Bytes, HttpBody};
 use hyper::body::{Frame, Incoming, SizeHint};
 use std::{
@@ -29,10 +30,13 @@ pub(super) enum Reason {
     SlowBody,
     /// It had its place for longer than requests on that port take, and its place was needed.
     Long,
+    /// Too many answers wait for their readers. The connection stays.
+    Answers,
 }
 
 impl Reason {
-    pub(super) const ALL: [Self; 4] = [Self::Idle, Self::SlowReader, Self::SlowBody, Self::Long];
+    pub(super) const ALL: [Self; 5] =
+        [Self::Idle, Self::SlowReader, Self::SlowBody, Self::Long, Self::Answers];
 
     pub(super) const fn as_str(self) -> &'static str {
         match self {
@@ -40,6 +44,7 @@ impl Reason {
             Self::SlowReader => "slow_reader",
             Self::SlowBody => "slow_body",
             Self::Long => "long",
+            Self::Answers => "answers",
         }
     }
 }
@@ -154,10 +159,23 @@ impl HttpBody for Received {
     }
 }
 
-/// The body of an answer: the request is in service until it was handed over.
+/// Bytes of an answer that are handed over at a time, so that what waits is counted.
+const PIECE_BYTES: usize = 16 * 1024;
+
+/// The body of an answer: the request is in service, and its memory counted, until it was handed
+/// over.
 pub(super) struct Sent {
-    pub(super) body: Body,
-    pub(super) _service: InService,
+    body: Body,
+    /// What was taken from `body` and not handed over.
+    rest: Bytes,
+    _service: InService,
+    _room: Room,
+}
+
+impl Sent {
+    pub(super) const fn new(body: Body, service: InService, room: Room) -> Self {
+        Self { body, rest: Bytes::new(), _service: service, _room: room }
+    }
 }
 
 impl HttpBody for Sent {
@@ -168,15 +186,31 @@ impl HttpBody for Sent {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+        if self.rest.is_empty() {
+            match std::task::ready!(Pin::new(&mut self.body).poll_frame(cx)) {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => self.rest = data,
+                    Err(other) => return Poll::Ready(Some(Ok(other))),
+                },
+                end => return Poll::Ready(end),
+            }
+        }
+        let length = self.rest.len().min(PIECE_BYTES);
+        Poll::Ready(Some(Ok(Frame::data(self.rest.split_to(length)))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.rest.is_empty() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        let (body, rest) = (self.body.size_hint(), self.rest.len() as u64);
+        let mut hint = SizeHint::new();
+        if let Some(upper) = body.upper() {
+            hint.set_upper(upper.saturating_add(rest));
+        }
+        hint.set_lower(body.lower().saturating_add(rest));
+        hint
     }
 }
 

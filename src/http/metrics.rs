@@ -22,7 +22,7 @@ pub struct PortLabel {
 pub struct RejectLabel {
     /// As in [`PortLabel`].
     pub port: &'static str,
-    /// `idle`, `slow_reader`, `slow_body` or `long`.
+    /// `idle`, `slow_reader`, `slow_body`, `long`, or `answers` (an answer that was refused).
     pub reason: &'static str,
 }
 
@@ -58,7 +58,7 @@ impl Metrics {
             ),
             registry.register(
                 "rejected",
-                "HTTP connections closed from this side, by port and reason",
+                "HTTP connections closed from this side, and answers refused, by port and reason",
                 rejected.clone(),
             ),
         );

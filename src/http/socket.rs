@@ -1,6 +1,10 @@
 //! A connection's socket, which does not wait for ever for a peer that takes nothing.
 
-use super::{Patience, activity::Activity};
+use super::{
+    Patience,
+    activity::{Activity, STALL_GRACE},
+    answers::Answers,
+};
 use std::{
     io::{self, IoSlice},
     pin::Pin,
@@ -27,6 +31,7 @@ pub const UNSENT_BYTES_MAX: u32 = 128 * 1024;
 pub(super) struct Socket {
     stream: TcpStream,
     activity: Arc<Activity>,
+    answers: Answers,
     patience: Patience,
     /// Since when an answer waits.
     blocked_since: Option<Instant>,
@@ -36,12 +41,17 @@ pub(super) struct Socket {
 }
 
 impl Socket {
-    pub(super) fn new(stream: TcpStream, activity: Arc<Activity>) -> io::Result<Self> {
+    pub(super) fn new(
+        stream: TcpStream,
+        activity: Arc<Activity>,
+        answers: Answers,
+    ) -> io::Result<Self> {
         stream.set_nodelay(true)?;
         socket2::SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT_BYTES_MAX)?;
         Ok(Self {
             stream,
             activity,
+            answers,
             patience: Patience::new(WRITE_STALL_MAX, WRITE_RATE_MIN),
             blocked_since: None,
             timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
@@ -80,19 +90,32 @@ impl Socket {
 
     /// The peer is waited for.
     fn block(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        if self.blocked_since.is_none() {
-            let now = Instant::now();
-            self.blocked_since = Some(now);
-            self.activity.set_blocked(true);
-            self.timer.as_mut().reset(now + self.patience.left());
+        let since = match self.blocked_since {
+            Some(since) => since,
+            None => {
+                let now = Instant::now();
+                self.blocked_since = Some(now);
+                self.activity.set_blocked(true);
+                self.look_again(now);
+                now
+            }
+        };
+        while self.timer.as_mut().poll(cx).is_ready() {
+            let waited = since.elapsed();
+            let is_short = self.answers.are_many() && waited >= STALL_GRACE;
+            if is_short || waited >= self.patience.left() {
+                let text = "the peer does not take its answer";
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, text)));
+            }
+            self.look_again(Instant::now());
         }
-        match self.timer.as_mut().poll(cx) {
-            Poll::Pending => Poll::Pending,
-            Poll::Ready(()) => Poll::Ready(Err(io::Error::new(
-                io::ErrorKind::TimedOut,
-                "the peer does not take its answer",
-            ))),
-        }
+        Poll::Pending
+    }
+
+    /// Looks again at a peer that is waited for, before patience ends where memory runs short.
+    fn look_again(&mut self, now: Instant) {
+        let pause = self.patience.left().min(STALL_GRACE);
+        self.timer.as_mut().reset(now + pause);
     }
 }
 

@@ -418,3 +418,33 @@ fn an_export_outlives_the_generation_that_it_reads() {
     });
     assert_eq!(client.metric("syncd_http_exports_total{result=\"complete\"}"), 1.0);
 }
+
+/// Large answers that nobody reads: their memory is bounded, and others get theirs.
+#[test]
+fn unread_pages_stay_within_memory() {
+    const CALLERS: usize = 400;
+    const GROWTH_MAX: u64 = 200 << 20;
+    let directory = tempfile::tempdir().unwrap();
+    let server = Daemon::server(&directory.path().join("server"), &["--db", "keyless"]);
+    let line = format!("{{\"value\":\"{}\"}}\n", "v".repeat(1000));
+    assert_eq!(server.batch(line.repeat(1000).as_bytes()).status, 200);
+    let before = resident(server.id());
+    let path = "/v1/entries?limit=1000";
+    let callers: Vec<_> = (0..CALLERS).map(|_| ask_and_never_read(&server.api, path)).collect();
+    let mut peak = 0;
+    let refused = "syncd_http_requests_total{route=\"/v1/entries\",method=\"GET\",code=\"429\"}";
+    wait_for("pages are refused", || {
+        peak = peak.max(resident(server.id()));
+        (server.try_metric(refused) > Some(0.0)).then_some(())
+    });
+    let started = Instant::now();
+    let page = wait_for("a page for one who reads", || {
+        peak = peak.max(resident(server.id()));
+        try_get(&format!("{}{path}", server.api)).filter(|answer| answer.status == 200)
+    });
+    assert_eq!(page.json()["entries"].as_array().unwrap().len(), 1000);
+    assert!(started.elapsed() < Duration::from_secs(15), "{:?}", started.elapsed());
+    let growth = peak.saturating_sub(before);
+    assert!(growth < GROWTH_MAX, "{} MiB", growth >> 20);
+    drop(callers);
+}
