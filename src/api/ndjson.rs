@@ -111,6 +111,9 @@ pub fn check_lengths(change: &Change, value_length_max: usize) -> Result<(), Str
     Ok(())
 }
 
+/// Bytes that escapes may add to a text beyond twice its length; what is longer is written as base64.
+const ESCAPES_FREE: usize = 64;
+
 /// Bytes of a text within JSON.
 fn escaped_length(text: &[u8]) -> usize {
     let length = |byte: &u8| match byte {
@@ -126,10 +129,10 @@ pub fn to_json(entry: &Entry) -> serde_json::Map<String, serde_json::Value> {
     let mut object = serde_json::Map::new();
     let mut insert = |name: &str, bytes: &[u8]| {
         match std::str::from_utf8(bytes) {
-            Ok(text) if escaped_length(bytes) <= 2 * bytes.len() => {
+            Ok(text) if escaped_length(bytes) <= 2 * bytes.len() + ESCAPES_FREE => {
                 object.insert(name.into(), text.into())
             }
-            // Also what escapes would make more than twice as long.
+            // Also what escapes would make much longer.
             _ => object.insert(format!("{name}_b64"), BASE64.encode(bytes).into()),
         };
     };
