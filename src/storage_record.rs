@@ -110,10 +110,7 @@ impl<E: Runtime, K: Span, V: Codec<Cfg = ()> + Clone> Records<E, K, V> {
                 records.was_repaired = true;
                 records.update(|_| ()).await?;
             }
-            [left, right] => {
-                let reason = format!("left copy: {left}, right copy: {right}");
-                return Err(Error::Damaged { partition: partition.into(), reason });
-            }
+            [left, right] => return Err(damaged(partition, left, right)),
         }
         Ok(records)
     }
@@ -250,13 +247,23 @@ pub async fn begin<E: Runtime>(context: E, partition: &str) -> Result<(), Error>
 }
 
 /// Whether records were ever written to `partition`.
+///
+/// # Errors
+///
+/// [`Error::Damaged`] if they were and no copy can be read.
 pub async fn is_written<E: Runtime>(context: &E, partition: &str) -> Result<bool, Error> {
-    for name in COPIES {
-        if read_copy(context, partition, name).await? != Found::Unwritten {
-            return Ok(true);
-        }
+    let left = read_copy(context, partition, COPIES[0]).await?;
+    let right = read_copy(context, partition, COPIES[1]).await?;
+    match (&left, &right) {
+        (Found::Valid(..), _) | (_, Found::Valid(..)) => Ok(true),
+        (Found::Unwritten, Found::Unwritten) => Ok(false),
+        _ => Err(damaged(partition, &left, &right)),
     }
-    Ok(false)
+}
+
+fn damaged(partition: &str, left: &Found, right: &Found) -> Error {
+    let reason = format!("left copy: {left}, right copy: {right}");
+    Error::Damaged { partition: partition.into(), reason }
 }
 
 /// Whether a partition exists and has blobs in it.

@@ -4,6 +4,7 @@ use super::{copy, files, flip, names};
 use crate::common::{BYTES, Daemon, get, send, syncctl, wait_for};
 use std::{
     collections::BTreeMap,
+    hash::{DefaultHasher, Hasher as _},
     path::{Path, PathBuf},
     sync::atomic::{AtomicUsize, Ordering},
 };
@@ -30,10 +31,15 @@ fn for_each(count: usize, check: impl Fn(usize) + Sync) {
 }
 
 /// Files that a refused start must leave alone: all but the lock and what tells others where the daemon is.
-fn untouchable(storage: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+fn untouchable(storage: &Path) -> BTreeMap<PathBuf, u64> {
     let mut files = files(storage);
     files.retain(|path, _| !path.ends_with("lock") && !path.starts_with(storage.join("public")));
-    files
+    let digest = |bytes: Vec<u8>| {
+        let mut hasher = DefaultHasher::new();
+        hasher.write(&bytes);
+        hasher.finish()
+    };
+    files.into_iter().map(|(path, bytes)| (path, digest(bytes))).collect()
 }
 
 /// Starts a daemon; its exit code, or `None` once it listens.
@@ -119,6 +125,42 @@ fn a_flipped_bit_never_makes_a_server_new() {
             code => assert_eq!(code, Some(65), "{what}: {}", server.log_tail()),
         }
     });
+}
+
+/// Both copies of a record: refused by name, untouched, on both daemons.
+#[test]
+fn two_damaged_copies_are_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let original = directory.path().join("server");
+    let server = Daemon::server(&original, &[]);
+    server.write_many("k", 3, 3);
+    let replica = directory.path().join("client");
+    let client = server.client(&replica, &[]);
+    client.wait_equal(&server);
+    client.stop();
+    let spoil = |from: &Path, record: &str| {
+        let storage = directory.path().join(format!("spoiled-{record}"));
+        copy(from, &storage);
+        for path in files(&storage.join("data").join(record)).into_keys() {
+            flip(&path, 4096 + 8);
+        }
+        let before = untouchable(&storage);
+        (storage, before)
+    };
+    let check = |mut daemon: Daemon, record: &str, before| {
+        assert_eq!(outcome(&mut daemon), Some(65), "{record}: {}", daemon.log_tail());
+        assert!(daemon.log_tail().contains(record), "{record}: {}", daemon.log_tail());
+        assert_eq!(untouchable(&daemon.storage), before, "{record}");
+    };
+    for record in ["generations", "learned-publisher-keys", "newest-checkpoint", "pinned"] {
+        let (storage, before) = spoil(&replica, record);
+        check(server.spawn_client(&storage, &[]), record, before);
+    }
+    server.stop();
+    for record in ["server", "publisher-keys"] {
+        let (storage, before) = spoil(&original, record);
+        check(Daemon::spawn("syncd-server", &storage, &SERVER), record, before);
+    }
 }
 
 /// A replica that lost a record of what it was shown says so; one that lost data gets them again. It never forgets.
@@ -211,7 +253,7 @@ fn a_new_epoch_does_not_drop_what_it_cannot_read() {
         error.contains("--discard-unreadable") && error.contains("Nothing was changed"),
         "{error}"
     );
-    let values = |files: &BTreeMap<PathBuf, Vec<u8>>| {
+    let values = |files: &BTreeMap<PathBuf, u64>| {
         let mut files = files.clone();
         files.retain(|path, _| path.to_string_lossy().contains("commits-0_data"));
         files
