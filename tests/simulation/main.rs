@@ -1,11 +1,11 @@
 //! The real server and client in the seeded runtime: same code, simulated clock, disk and network.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-#[path = "simulation/clocks.rs"]
 mod clocks;
+#[path = "../common/mod.rs"]
 mod common;
-#[path = "simulation/forks.rs"]
 mod forks;
+mod machine;
 
 use bytes::Bytes;
 use common::relay::{Act, FromServer, Relay, honest};
