@@ -6,6 +6,8 @@ mod clocks;
 mod common;
 mod forks;
 mod machine;
+mod model;
+mod story;
 
 use bytes::Bytes;
 use common::relay::{Act, FromServer, Relay, honest};

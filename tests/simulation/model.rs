@@ -162,9 +162,11 @@ impl Model {
         in_order: bool,
     ) {
         let replica = &mut self.replicas[index];
-        let kept = replica.known.iter().rev().find(|(since, _)| {
-            in_order || crashed.saturating_sub(*since) >= KNOWN_KEPT_AFTER
-        });
+        let kept = replica
+            .known
+            .iter()
+            .rev()
+            .find(|(since, _)| in_order || crashed.saturating_sub(*since) >= KNOWN_KEPT_AFTER);
         let kept = kept.map_or(0, |(_, sequence)| *sequence).max(replica.served);
         let found = known.map_or(0, |known| known.checkpoint.sequence);
         assert!(found >= kept, "replica {index} knew of commit {kept} and forgot it: {found}");

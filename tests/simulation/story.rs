@@ -4,7 +4,7 @@
 
 use super::{
     Act, Case, FromServer, Relay, address, client_setup, honest,
-    machine::{Crash, Disk, Life, Machine, Point, Skew, World},
+    machine::{Crash, Disk, Life, Machine, Point, Skew, Steps, World},
     model::{Answered, Model},
     server_setup,
 };
@@ -32,6 +32,7 @@ use syncd::{
         verify_key,
     },
     ledger::{History, Ledger},
+    runtime::Runtime as _,
     server::{self, publisher::Source},
     wire::{Code, Refused, Response, ServerMessage},
 };
@@ -52,6 +53,8 @@ const REPLICAS: usize = 2;
 /// A process on a machine.
 struct Process<T> {
     life: Arc<Life>,
+    /// For its clocks.
+    clock: Machine,
     handle: Handle<()>,
     drain: watch::Sender<bool>,
     parts: T,
@@ -106,6 +109,7 @@ impl Story {
         if let Some(crash) = crash {
             life.crash_at(crash);
         }
+        let clock = machine.child("clock");
         let (tell, told) = oneshot::channel();
         let (drain, mut draining) = watch::channel(false);
         let mut setup = server_setup(self.case);
@@ -129,7 +133,7 @@ impl Story {
                 return;
             }
             tokio::select! {
-                _ = draining.wait_for(|drain| *drain) => core.drain().await.unwrap(),
+                () = told_to_drain(&mut draining) => core.drain().await.unwrap(),
                 claim = core.amnesia.recv() => panic!("the server forgot: {claim:?}"),
                 ended = &mut core.publishing => {
                     context.life.world.step(format!("the publisher ended: {ended:?}"));
@@ -137,7 +141,7 @@ impl Story {
                 }
             }
         });
-        self.up(life, handle, drain, told).await
+        self.up(clock, handle, drain, told).await
     }
 
     async fn start_client(&self, index: usize, crash: Option<Crash>) -> Start<Client> {
@@ -152,6 +156,7 @@ impl Story {
         setup.connector.identity = PrivateKey::from_seed(10 + index as u64);
         setup.sync.history = self.history;
         setup.directory = self.evidence.path().join(index.to_string());
+        let clock = machine.child("clock");
         let (tell, told) = oneshot::channel();
         let (drain, mut draining) = watch::channel(false);
         let handle = machine.spawn(move |context| async move {
@@ -168,7 +173,7 @@ impl Story {
                 return;
             }
             tokio::select! {
-                _ = draining.wait_for(|drain| *drain) => core.drain().await.unwrap(),
+                () = told_to_drain(&mut draining) => core.drain().await.unwrap(),
                 ended = &mut core.looping => {
                     context.life.world.step(format!("a replica's loop ended: {ended:?}"));
                     context.life.die("as the daemon does when its disk fails");
@@ -179,16 +184,17 @@ impl Story {
                 }
             }
         });
-        self.up(life, handle, drain, told).await
+        self.up(clock, handle, drain, told).await
     }
 
     async fn up<T>(
         &self,
-        life: Arc<Life>,
+        clock: Machine,
         handle: Handle<()>,
         drain: watch::Sender<bool>,
         told: oneshot::Receiver<Result<T, String>>,
     ) -> Start<T> {
+        let life = clock.life.clone();
         let started = tokio::select! {
             told = told => told.ok(),
             () = life.died() => None,
@@ -196,7 +202,7 @@ impl Story {
         match started {
             Some(Ok(parts)) => {
                 self.world.step(format!("{} is up", life.name));
-                Start::Up(Process { life, handle, drain, parts })
+                Start::Up(Process { life, clock, handle, drain, parts })
             }
             Some(Err(error)) => {
                 self.world.step(format!("{} refuses: {error}", life.name));
@@ -226,7 +232,7 @@ impl Story {
 
     /// Stops a process in order, unless it crashes on the way.
     async fn stop<T>(&self, process: Process<T>) -> bool {
-        let Process { life, handle, drain, parts } = process;
+        let Process { life, handle, drain, parts, .. } = process;
         drop(parts);
         self.world.step(format!("{} drains", life.name));
         drain.send_replace(true);
@@ -246,6 +252,11 @@ impl Story {
         }
         in_order
     }
+}
+
+/// Waits until a process is told to stop in order.
+async fn told_to_drain(draining: &mut watch::Receiver<bool>) {
+    let _ = draining.wait_for(|drain| *drain).await;
 }
 
 /// Who is on stage.
@@ -282,7 +293,13 @@ impl Story {
         }
     }
 
-    async fn revive_client(&self, cast: &mut Cast, index: usize, crashed: Duration, in_order: bool) {
+    async fn revive_client(
+        &self,
+        cast: &mut Cast,
+        index: usize,
+        crashed: Duration,
+        in_order: bool,
+    ) {
         let mut crash = (self.world.one_in(5)).then(|| Crash::AtPoll(self.world.draw(1, 400)));
         loop {
             match self.start_client(index, crash.take()).await {
@@ -424,10 +441,510 @@ impl Story {
             }
             model.knows(index, replica.known.newest().as_ref(), now);
             if now > disorder.clocks_until {
-                // Two heartbeats, the tolerated difference, and a scheduling delay.
-                let allowed = HEARTBEAT * 2 + Duration::from_secs(11);
-                model.check_lag(index, replica.lag_seconds_now(), allowed, now);
+                // Two heartbeats as a replica takes them before it is told how often they come, the
+                // tolerated difference, and a delay.
+                let allowed = Duration::from_secs(21);
+                model.check_lag(index, replica.lag_seconds(client.clock.moment()), allowed, now);
             }
+        }
+    }
+}
+
+impl Story {
+    /// A writer, for as long as the story lasts. What it is told goes to the model.
+    async fn write(context: deterministic::Context, story: Arc<Self>, writer: u64) {
+        let mut number = 0u64;
+        while !story.is_over.load(Ordering::Relaxed) {
+            number += 1;
+            story.write_once(writer, number).await;
+            let pause = match story.world.draw(0, 20) {
+                0 => Duration::from_millis(story.world.draw(100, 2000)),
+                1..=12 => Duration::ZERO,
+                _ => Duration::from_millis(story.world.draw(1, 20)),
+            };
+            context.sleep(pause.max(Duration::from_micros(100))).await;
+        }
+    }
+
+    async fn write_once(&self, writer: u64, number: u64) {
+        let value = writer * 1_000_000 + number;
+        let overwrites = matches!(self.case.family, Family::Any | Family::Current);
+        let key = if overwrites { writer * 100 + number % KEYS } else { value };
+        let idempotency = self
+            .world
+            .one_in(2)
+            .then(|| (format!("request-{value}").into_bytes(), Digest([writer as u8; 32])));
+        let request =
+            WriteRequest { changes: vec![super::write(self.case, key, value)], idempotency };
+        self.model.lock().unwrap().attempted.insert(value);
+        // One that may be tried again is, until it is answered.
+        let tries = if request.idempotency.is_some() { 50 } else { 1 };
+        for _ in 0..tries {
+            let running = self.publisher.lock().unwrap().clone();
+            let Some((life, publisher)) = running else {
+                self.world.sleep(Duration::from_millis(20)).await;
+                continue;
+            };
+            let answer = tokio::select! {
+                biased;
+                answer = publisher.write(request.clone(), Source::Api) => answer,
+                () = life.died() => Err(WriteError::Unavailable("it died".into())),
+            };
+            match answer {
+                Ok(receipt) => {
+                    let mut model = self.model.lock().unwrap();
+                    model.acknowledge(key, value, &receipt);
+                    if request.idempotency.is_some() {
+                        model.answered.push(Answered { request, receipt });
+                    }
+                    drop(model);
+                    // The power may go out right after somebody was told.
+                    life.note(Point::Acknowledged, "");
+                    return;
+                }
+                // Of a key that is set once: by an earlier try.
+                Err(WriteError::Conflict(_)) => return,
+                Err(_) => self.world.sleep(Duration::from_millis(20)).await,
+            }
+        }
+    }
+
+    /// Asks for an answered request again: it is answered the same while its record is kept.
+    async fn ask_again(&self, cast: &Cast) {
+        let (Some(server), answered) = (&cast.server, self.model.lock().unwrap().answered.clone())
+        else {
+            return;
+        };
+        if answered.is_empty() {
+            return;
+        }
+        let recent = answered.len().saturating_sub(40) as u64;
+        let index = self.world.draw(recent, answered.len() as u64) as usize;
+        let Answered { request, receipt } = answered[index].clone();
+        let first = server.parts.0.log().bounds().first;
+        let asking = server.parts.1.write(request, Source::Api);
+        let answer = tokio::select! {
+            biased;
+            answer = asking => answer,
+            () = server.life.died() => return,
+        };
+        if first > receipt.sequence {
+            return;
+        }
+        if let Ok(again) = answer {
+            // The record may have been trimmed while this was on its way.
+            let first = server.parts.0.log().bounds().first;
+            assert!(
+                again.sequence == receipt.sequence || first > receipt.sequence,
+                "a request was executed twice: {receipt:?}, {again:?}"
+            );
+        }
+    }
+
+    /// A proof of a key, from a replica of `current`.
+    async fn prove(&self, cast: &Cast) {
+        if self.case.family != Family::Current {
+            return;
+        }
+        let client = cast.clients.iter().flatten().find(|client| !client.life.is_dead());
+        let Some(ledger) = client.and_then(|client| client.parts.ledger.load_full()) else {
+            return;
+        };
+        let key =
+            format!("key/{}", self.world.draw(0, WRITERS) * 100 + self.world.draw(0, KEYS + 2));
+        let Ok((head, proof)) = ledger.prove_key(key.as_bytes()).await else { return };
+        self.model.lock().unwrap().saw(&head, self.now());
+        let root = head.checkpoint.root;
+        let kind = ledger.kind();
+        verify_key(kind, root, key.as_bytes(), proof.value.as_deref(), proof.proof.clone())
+            .unwrap();
+        let wrong = proof.value.as_deref().map_or(Some(&b"wrong"[..]), |_| None);
+        assert!(verify_key(kind, root, key.as_bytes(), wrong, proof.proof).is_err());
+    }
+
+    /// Something happens.
+    async fn act(&self, cast: &mut Cast, relay: &Relay, disorder: &mut Disorder) {
+        let world = &self.world;
+        let index = world.draw(0, REPLICAS as u64) as usize;
+        match world.draw(0, 16) {
+            0..=3 => self.crash_server(cast, disorder).await,
+            4 | 5 => self.crash_client(cast, disorder, index).await,
+            6 => {
+                if let Some(server) = cast.server.take() {
+                    self.publisher.lock().unwrap().take();
+                    self.stop(server).await;
+                    world.sleep(world.draw_time(Duration::from_secs(3))).await;
+                    self.revive_server(cast).await;
+                }
+            }
+            7 => self.absence(cast, disorder, index).await,
+            8 => {
+                world.step("every connection is cut");
+                world.net.cut(world);
+            }
+            9 => {
+                world.step("the network is down");
+                world.net.set_down(true);
+                world.net.cut(world);
+                let time = Duration::from_millis(world.draw(100, 40_000));
+                self.pass(cast, disorder, time).await;
+                world.net.set_down(false);
+                world.step("the network is up");
+            }
+            10 | 11 => self.lies(cast, relay, disorder).await,
+            12 => self.clock_steps(cast, disorder, index).await,
+            13 => {
+                let (disk, name) = match world.draw(0, 2) {
+                    0 => (&self.server_disk, "the publisher's"),
+                    _ => (&self.client_disks[index], "a replica's"),
+                };
+                world.step(format!("{name} disk is full"));
+                disk.set_full(true);
+                self.pass(cast, disorder, Duration::from_millis(world.draw(10, 3000))).await;
+                disk.set_full(false);
+            }
+            14 => self.ask_again(cast).await,
+            _ => self.prove(cast).await,
+        }
+        let time = match world.draw(0, 4) {
+            0 => Duration::from_millis(world.draw(1, 50)),
+            1 | 2 => Duration::from_millis(world.draw(50, 1000)),
+            _ => Duration::from_millis(world.draw(1000, 6000)),
+        };
+        self.pass(cast, disorder, time).await;
+    }
+
+    async fn crash_server(&self, cast: &mut Cast, disorder: &Disorder) {
+        let world = &self.world;
+        let crash = match world.draw(0, 10) {
+            0..=2 => Crash::At(Point::Acknowledged, world.draw(1, 12), ""),
+            3 => Crash::At(Point::Sync, world.draw(1, 12), "commits"),
+            4 => Crash::At(Point::Synced, world.draw(1, 12), "commits"),
+            5 => Crash::At(Point::Write, world.draw(1, 30), ""),
+            6 => Crash::At(Point::Remove, 1, "commits"),
+            7 => Crash::At(Point::Synced, world.draw(1, 20), "-operations"),
+            8 => Crash::At(Point::Send, world.draw(1, 30), ""),
+            _ => Crash::AtPoll(0),
+        };
+        let Some(server) = &cast.server else { return };
+        let crash = match crash {
+            Crash::AtPoll(_) => Crash::AtPoll(server.life.polls() + world.draw(1, 2000)),
+            crash => crash,
+        };
+        world.step(format!("the publisher will crash: {crash:?}"));
+        server.life.crash_at(crash);
+        self.pass(cast, disorder, Duration::from_millis(world.draw(50, 2500))).await;
+    }
+
+    async fn crash_client(&self, cast: &mut Cast, disorder: &Disorder, index: usize) {
+        let world = &self.world;
+        let Some(client) = &cast.clients[index] else { return };
+        let crash = match world.draw(0, 6) {
+            0 => Crash::At(Point::Sync, world.draw(1, 20), "commits"),
+            1 => Crash::At(Point::Synced, world.draw(1, 20), "commits"),
+            2 => Crash::At(Point::Write, world.draw(1, 40), ""),
+            3 => Crash::At(Point::Write, world.draw(1, 3), "generations"),
+            4 => Crash::At(Point::Remove, world.draw(1, 4), ""),
+            _ => Crash::AtPoll(client.life.polls() + world.draw(1, 3000)),
+        };
+        world.step(format!("replica {index} will crash: {crash:?}"));
+        client.life.crash_at(crash);
+        self.pass(cast, disorder, Duration::from_millis(world.draw(50, 2500))).await;
+    }
+
+    /// A replica is away, perhaps until the log no longer reaches back.
+    async fn absence(&self, cast: &mut Cast, disorder: &Disorder, index: usize) {
+        let Some(client) = cast.clients[index].take() else { return };
+        let in_order = self.stop(client).await;
+        let crashed = self.now();
+        let time = Duration::from_millis(self.world.draw(10, 12_000));
+        self.pass(cast, disorder, time).await;
+        self.revive_client(cast, index, crashed, in_order).await;
+    }
+
+    async fn clock_steps(&self, cast: &mut Cast, disorder: &mut Disorder, index: usize) {
+        let world = &self.world;
+        let (skew, name) = match world.draw(0, 3) {
+            0 => (&self.client_skews[index], "a replica's"),
+            _ => (&self.server_skew, "the publisher's"),
+        };
+        let range = [2_000, 60_000, 7_200_000][world.draw(0, 3) as usize];
+        let by = world.draw(0, 2 * range) as i64 - range as i64;
+        world.step(format!("{name} clock steps by {by} ms"));
+        disorder.clocks_until = Duration::MAX;
+        skew.step(by);
+        let time = Duration::from_millis(world.draw(100, 8000));
+        self.pass(cast, disorder, time).await;
+        world.step(format!("{name} clock is right again"));
+        skew.step(-by);
+        disorder.clocks_until = self.now() + Duration::from_secs(30);
+    }
+
+    /// Whoever is between lies for a while.
+    async fn lies(&self, cast: &mut Cast, relay: &Relay, disorder: &Disorder) {
+        let world = self.world.clone();
+        let seen = Mutex::new(Vec::new());
+        let habit = world.draw(0, 8);
+        world.step(format!("the relay lies, by habit {habit}"));
+        let liar = world.clone();
+        relay.tamper(move |message| lie(&liar, habit, &mut seen.lock().unwrap(), message));
+        let time = Duration::from_millis(world.draw(200, 6000));
+        self.pass(cast, disorder, time).await;
+        relay.act(Act::Honest);
+        world.step("the relay is honest");
+    }
+
+    /// The faults are over: everything converges, and every promise is looked at.
+    async fn finish(&self, cast: &mut Cast, relay: &Relay) {
+        self.world.step("the faults are over");
+        relay.act(Act::Honest);
+        self.world.net.set_down(false);
+        for disk in self.client_disks.iter().chain([&self.server_disk]) {
+            disk.set_full(false);
+            disk.set_fails_syncs(false);
+        }
+        let quiet = Disorder { clocks_until: Duration::MAX };
+        self.pass(cast, &quiet, Duration::from_secs(2)).await;
+        self.is_over.store(true, Ordering::Relaxed);
+        let end = self.now() + CONVERGE;
+        loop {
+            self.pass(cast, &quiet, Duration::from_millis(200)).await;
+            let server = cast.server.as_ref().unwrap();
+            let wanted = server.parts.0.head().checkpoint;
+            let lacking: Vec<_> = cast
+                .clients
+                .iter()
+                .flatten()
+                .filter(|client| {
+                    client.parts.head().is_none_or(|head| !head.checkpoint.same_state(&wanted))
+                })
+                .map(|client| client.parts.status(client.clock.moment()))
+                .collect();
+            if lacking.is_empty() {
+                break;
+            }
+            assert!(self.now() < end, "not converged to {wanted:?}: {lacking:?}");
+        }
+        let server = cast.server.as_ref().unwrap();
+        self.check_values(&server.parts.0, usize::MAX).await;
+        self.check_log_of_values(&server.parts.0).await;
+        for client in cast.clients.iter().flatten() {
+            let ledger = client.parts.ledger.load_full().unwrap();
+            self.check_values(&ledger, usize::MAX).await;
+            self.check_log_of_values(&ledger).await;
+            assert_eq!(
+                client.parts.metrics.equivocations.get(),
+                0,
+                "an honest publisher is accused"
+            );
+        }
+        for index in 0..REPLICAS {
+            let files = self.evidence.path().join(index.to_string()).join("evidence");
+            assert!(!files.exists(), "there is evidence against an honest publisher");
+        }
+        for _ in 0..10 {
+            self.ask_again(cast).await;
+        }
+    }
+}
+
+/// What a liar without the publisher's key may do to a message.
+fn lie(world: &World, habit: u64, seen: &mut Vec<FromServer>, message: FromServer) -> Vec<Bytes> {
+    if !world.one_in(3) {
+        remember(world, seen, &message);
+        return honest(message);
+    }
+    let message = match (habit, message) {
+        // A value of a commit is another one.
+        (
+            0 | 1,
+            FromServer::Message(ServerMessage::Response {
+                id,
+                response: Response::Commit { mut commit, trace },
+            }),
+        ) => {
+            for change in &mut commit.changes {
+                if let Change::Put { value, .. } | Change::Append { value } = change {
+                    value[0] ^= 1;
+                }
+            }
+            FromServer::Message(ServerMessage::Response {
+                id,
+                response: Response::Commit { commit, trace },
+            })
+        }
+        // A checkpoint says something else than was signed.
+        (
+            2,
+            FromServer::Message(ServerMessage::Response {
+                id,
+                response: Response::Checkpoint(mut signed),
+            }),
+        ) => {
+            match world.draw(0, 4) {
+                0 => signed.checkpoint.sequence += 1,
+                1 => signed.checkpoint.size += 1,
+                2 => signed.checkpoint.root.0[0] ^= 1,
+                _ => signed.checkpoint.signed_at_ms += 1000,
+            }
+            FromServer::Message(ServerMessage::Response {
+                id,
+                response: Response::Checkpoint(signed),
+            })
+        }
+        // Something of before, again.
+        (3 | 4, message) => match seen.get(world.draw(0, seen.len() as u64 + 1) as usize) {
+            Some(old) => retell(old, &message),
+            None => message,
+        },
+        // No answer but a refusal.
+        (5, FromServer::Message(ServerMessage::Response { id, .. })) => {
+            let codes = [Code::Pruned, Code::Ahead, Code::Busy, Code::Internal];
+            let code = codes[world.draw(0, 4) as usize];
+            let refused =
+                Refused::later(code, "so it says", Duration::from_secs(world.draw(0, 3600)));
+            FromServer::Message(ServerMessage::Response {
+                id,
+                response: Response::Refused(refused),
+            })
+        }
+        // Nothing.
+        (6, _) => return Vec::new(),
+        // A flipped bit.
+        (_, message) => {
+            let [frame]: [Bytes; 1] = honest(message).try_into().unwrap();
+            let mut bytes = frame.to_vec();
+            let at = world.draw(0, bytes.len() as u64) as usize;
+            bytes[at] ^= 1 << world.draw(0, 8);
+            return vec![bytes.into()];
+        }
+    };
+    honest(message)
+}
+
+/// Keeps a message for later.
+fn remember(world: &World, seen: &mut Vec<FromServer>, message: &FromServer) {
+    let copy = match message {
+        FromServer::Reply(reply) => FromServer::Reply(reply.clone()),
+        FromServer::Message(message) => FromServer::Message(message.clone()),
+    };
+    if seen.len() < 40 {
+        seen.push(copy);
+    } else if world.one_in(8) {
+        let at = world.draw(0, 40) as usize;
+        seen[at] = copy;
+    }
+}
+
+/// An old message as the answer to what is asked now.
+fn retell(old: &FromServer, now: &FromServer) -> FromServer {
+    match (old, now) {
+        (FromServer::Reply(reply), FromServer::Reply(_)) => FromServer::Reply(reply.clone()),
+        (
+            FromServer::Message(ServerMessage::Response { response, .. }),
+            FromServer::Message(ServerMessage::Response { id, .. }),
+        ) => FromServer::Message(ServerMessage::Response { id: *id, response: response.clone() }),
+        (_, FromServer::Reply(reply)) => FromServer::Reply(reply.clone()),
+        (_, FromServer::Message(message)) => FromServer::Message(message.clone()),
+    }
+}
+
+/// What a seed is about.
+fn case(seed: u64) -> Case {
+    let (family, mode, storage) = match seed % 8 {
+        0 | 1 => (Family::Any, Mode::Full, Mode::Full),
+        2 => (Family::Current, Mode::Full, Mode::Full),
+        3 => (Family::Immutable, Mode::Full, Mode::Full),
+        4 | 5 => (Family::Keyless, Mode::Full, Mode::Full),
+        6 => (Family::Immutable, Mode::Compact, Mode::Full),
+        _ => (Family::Keyless, Mode::Compact, Mode::Compact),
+    };
+    let hash = if seed / 8 % 2 == 0 { HashKind::Blake3 } else { HashKind::Sha256 };
+    Case { kind: Kind { family, hash }, mode, storage }
+}
+
+async fn tell(context: deterministic::Context, seed: u64, world: Arc<World>) {
+    let short = world.one_in(2);
+    // Some segments of the log, so that it is trimmed all the time; or all of it.
+    let bytes = if short { 60_000 } else { 1 << 30 };
+    let history =
+        History { log: Retention { age: Duration::from_secs(3600), bytes }, operations: None };
+    let skew = |world: &World| {
+        Arc::new(Skew::new(world.draw(0, 2000) as i64 - 1000, world.draw(0, 200) as i64 - 100))
+    };
+    let story = Arc::new(Story {
+        case: case(seed),
+        history,
+        model: Arc::default(),
+        server_disk: Disk::default(),
+        server_skew: skew(&world),
+        client_disks: (0..REPLICAS).map(|_| Disk::default()).collect(),
+        client_skews: (0..REPLICAS).map(|_| skew(&world)).collect(),
+        lives: AtomicU64::new(0),
+        publisher: Arc::default(),
+        is_over: Arc::default(),
+        evidence: tempfile::tempdir().unwrap(),
+        world: world.clone(),
+        context: context.child("story"),
+    });
+    story.model.lock().unwrap().replicas = (0..REPLICAS).map(|_| Default::default()).collect();
+    let (between, _) = story.machine("relay", &Disk::default(), &Arc::new(Skew::new(0, 0)));
+    let listener = between.bind(address(RELAY)).await.unwrap();
+    let relay = Relay::spawn(between, listener, address(SERVER), PrivateKey::from_seed(1));
+    let mut cast = Cast::default();
+    story.revive_server(&mut cast).await;
+    for index in 0..REPLICAS {
+        cast.clients.push(None);
+        story.revive_client(&mut cast, index, Duration::ZERO, true).await;
+    }
+    for writer in 0..WRITERS {
+        let story = story.clone();
+        context.child("writer").spawn(move |context| Story::write(context, story, writer));
+    }
+    let mut disorder = Disorder::default();
+    for _ in 0..world.draw(6, 16) {
+        story.act(&mut cast, &relay, &mut disorder).await;
+    }
+    story.finish(&mut cast, &relay).await;
+    story.publisher.lock().unwrap().take();
+    if let Some(server) = cast.server.take() {
+        story.stop(server).await;
+    }
+}
+
+/// Runs one seed; what failed, with the last steps and the command that repeats it.
+pub fn run(seed: u64) -> Result<(), String> {
+    let config = deterministic::Config::new()
+        .with_seed(seed)
+        .with_timeout(Some(Duration::from_secs(24 * 3600)));
+    let steps = Steps::default();
+    let kept = steps.clone();
+    let work = move || {
+        deterministic::Runner::new(config).start(|context| async move {
+            let world = World::new(context.child("world"), seed, steps);
+            tell(context, seed, world).await;
+        });
+    };
+    std::panic::catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or(panic.downcast_ref::<&str>().map(ToString::to_string));
+        format!(
+            "seed {seed}: {}\n{}repeat it with: SYNCD_SIMULATION_SEED={seed} cargo test --test simulation story -- --nocapture",
+            text.unwrap_or_default(),
+            kept.text()
+        )
+    })
+}
+
+#[test]
+fn stories() {
+    let seeds = match std::env::var("SYNCD_SIMULATION_SEED") {
+        Ok(seed) => vec![seed.parse().unwrap()],
+        Err(_) => (0..super::seeds(16)).collect(),
+    };
+    for seed in seeds {
+        if let Err(text) = run(seed) {
+            panic!("{text}");
         }
     }
 }

@@ -33,11 +33,6 @@ impl Skew {
         self.0.lock().unwrap().ahead_ms += by_ms;
     }
 
-    /// Sets how far the wall clock is ahead.
-    pub fn set(&self, ahead_ms: i64) {
-        self.0.lock().unwrap().ahead_ms = ahead_ms;
-    }
-
     fn scale(&self, elapsed: Duration, sign: i64) -> Duration {
         let ppm = sign * self.0.lock().unwrap().drift_ppm;
         let micros = i128::try_from(elapsed.as_micros()).unwrap_or(i128::MAX);

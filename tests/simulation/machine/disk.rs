@@ -153,7 +153,10 @@ impl Disk {
                     }
                 }
             }
-            *file = File { next: file.next, ..File::new(file.version, std::mem::take(&mut file.durable)) };
+            *file = File {
+                next: file.next,
+                ..File::new(file.version, std::mem::take(&mut file.durable))
+            };
         }
     }
 }
@@ -360,9 +363,7 @@ impl Storage for Machine {
         match (state.files.len() < before, name) {
             (true, _) => Ok(()),
             (false, None) => Err(Error::PartitionMissing(partition.into())),
-            (false, Some(name)) => {
-                Err(Error::BlobMissing(partition.into(), hex::encode(name)))
-            }
+            (false, Some(name)) => Err(Error::BlobMissing(partition.into(), hex::encode(name))),
         }
     }
 

@@ -9,7 +9,7 @@ mod disk;
 mod network;
 
 pub use clock::Skew;
-pub use disk::{Disk, Image};
+pub use disk::Disk;
 pub use network::Net;
 
 use commonware_runtime::{
@@ -60,10 +60,21 @@ pub enum Crash {
     At(Point, u64, &'static str),
 }
 
+/// The last steps of a schedule, in words; outlives the run.
+#[derive(Clone, Default)]
+pub struct Steps(Arc<Mutex<VecDeque<String>>>);
+
+impl Steps {
+    /// A line each.
+    pub fn text(&self) -> String {
+        self.0.lock().unwrap().iter().fold(String::new(), |text, step| text + step + "\n")
+    }
+}
+
 /// What all machines of a run share.
 pub struct World {
     random: Mutex<StdRng>,
-    steps: Mutex<VecDeque<String>>,
+    steps: Steps,
     /// The network.
     pub net: Net,
     /// True time, which no machine can see.
@@ -71,10 +82,10 @@ pub struct World {
 }
 
 impl World {
-    pub fn new(context: deterministic::Context, seed: u64) -> Arc<Self> {
+    pub fn new(context: deterministic::Context, seed: u64, steps: Steps) -> Arc<Self> {
         Arc::new(Self {
             random: Mutex::new(StdRng::seed_from_u64(seed ^ 0x5eed)),
-            steps: Mutex::default(),
+            steps,
             net: Net::default(),
             context,
         })
@@ -99,7 +110,7 @@ impl World {
     /// Remembers a step of the schedule, in words.
     pub fn step(&self, text: impl Display) {
         let now = self.context.current().duration_since(std::time::UNIX_EPOCH).unwrap();
-        let mut steps = self.steps.lock().unwrap();
+        let mut steps = self.steps.0.lock().unwrap();
         if steps.len() == STEPS_REMEMBERED {
             steps.pop_front();
         }
@@ -108,11 +119,6 @@ impl World {
             eprintln!("{line}");
         }
         steps.push_back(line);
-    }
-
-    /// The last steps, a line each.
-    pub fn last_steps(&self) -> String {
-        self.steps.lock().unwrap().iter().fold(String::new(), |text, step| text + step + "\n")
     }
 
     pub async fn sleep(&self, time: Duration) {

@@ -51,7 +51,8 @@ impl Net {
             }
             flow.is_closed = true;
             drop(flow);
-            pipe.changed.notify_waiters();
+            pipe.readable.notify_waiters();
+            pipe.writable.notify_waiters();
         }
     }
 
@@ -80,7 +81,10 @@ struct Flow {
 #[derive(Default)]
 struct Pipe {
     flow: Mutex<Flow>,
-    changed: Notify,
+    /// There is more to read, or there will be nothing.
+    readable: Notify,
+    /// There is room, or nobody who reads.
+    writable: Notify,
 }
 
 pub struct Sink {
@@ -99,14 +103,14 @@ pub struct Stream {
 impl Drop for Sink {
     fn drop(&mut self) {
         self.pipe.flow.lock().unwrap().is_closed = true;
-        self.pipe.changed.notify_waiters();
+        self.pipe.readable.notify_waiters();
     }
 }
 
 impl Drop for Stream {
     fn drop(&mut self) {
         self.pipe.flow.lock().unwrap().is_deaf = true;
-        self.pipe.changed.notify_waiters();
+        self.pipe.writable.notify_waiters();
     }
 }
 
@@ -117,7 +121,7 @@ impl SinkTrait for Sink {
             life.reach(Point::Send, "").await;
         }
         loop {
-            let changed = self.pipe.changed.notified();
+            let changed = self.pipe.writable.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
             {
@@ -136,7 +140,7 @@ impl SinkTrait for Sink {
             }
             changed.await;
         }
-        self.pipe.changed.notify_waiters();
+        self.pipe.readable.notify_waiters();
         Ok(())
     }
 }
@@ -144,7 +148,7 @@ impl SinkTrait for Sink {
 impl StreamTrait for Stream {
     async fn recv(&mut self, len: usize) -> Result<IoBufs, Error> {
         loop {
-            let changed = self.pipe.changed.notified();
+            let changed = self.pipe.readable.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
             let now = self.world.context.current();
@@ -157,7 +161,7 @@ impl StreamTrait for Stream {
                 }
                 (flow.queue.front().map(|(due, _)| *due), flow.is_closed)
             };
-            self.pipe.changed.notify_waiters();
+            self.pipe.writable.notify_waiters();
             if self.buffer.len() >= len {
                 return Ok(IoBufs::from(self.buffer.split_to(len).freeze()));
             }
