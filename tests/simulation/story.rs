@@ -868,7 +868,7 @@ async fn tell(context: deterministic::Context, seed: u64, world: Arc<World>) {
     // Some segments of the log, so that it is trimmed all the time; or all of it.
     let bytes = if short { 60_000 } else { 1 << 30 };
     let history =
-        History { log: Retention { age: Duration::from_secs(3600), bytes }, operations: None };
+        History { log: Retention { bytes, ..super::HISTORY.log }, operations: None };
     let skew = |world: &World| {
         Arc::new(Skew::new(world.draw(0, 2000) as i64 - 1000, world.draw(0, 200) as i64 - 100))
     };
