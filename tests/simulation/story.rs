@@ -474,8 +474,12 @@ impl Story {
             .world
             .one_in(2)
             .then(|| (format!("request-{value}").into_bytes(), Digest([writer as u8; 32])));
-        let request =
-            WriteRequest { changes: vec![super::write(self.case, key, value)], idempotency };
+        let mut changes = vec![super::write(self.case, key, value)];
+        if overwrites && self.world.one_in(8) {
+            // Of two changes of one key, the later one counts.
+            changes.insert(0, super::write(self.case, key, u64::MAX));
+        }
+        let request = WriteRequest { changes, idempotency };
         self.model.lock().unwrap().attempted.insert(value);
         // One that may be tried again is, until it is answered.
         let tries = if request.idempotency.is_some() { 50 } else { 1 };
@@ -511,26 +515,22 @@ impl Story {
 
     /// Asks for an answered request again: it is answered the same while its record is kept.
     async fn ask_again(&self, cast: &Cast) {
-        let (Some(server), answered) = (&cast.server, self.model.lock().unwrap().answered.clone())
-        else {
-            return;
-        };
-        if answered.is_empty() {
+        let Some(server) = &cast.server else { return };
+        let first = server.parts.0.log().bounds().first;
+        let promised = |answered: &&Answered| answered.receipt.sequence >= first;
+        let promised: Vec<_> =
+            self.model.lock().unwrap().answered.iter().filter(promised).cloned().collect();
+        if promised.is_empty() {
             return;
         }
-        let recent = answered.len().saturating_sub(40) as u64;
-        let index = self.world.draw(recent, answered.len() as u64) as usize;
-        let Answered { request, receipt } = answered[index].clone();
-        let first = server.parts.0.log().bounds().first;
+        let index = self.world.draw(0, promised.len() as u64) as usize;
+        let Answered { request, receipt } = promised[index].clone();
         let asking = server.parts.1.write(request, Source::Api);
         let answer = tokio::select! {
             biased;
             answer = asking => answer,
             () = server.life.died() => return,
         };
-        if first > receipt.sequence {
-            return;
-        }
         if let Ok(again) = answer {
             // The record may have been trimmed while this was on its way.
             let first = server.parts.0.log().bounds().first;
@@ -539,6 +539,25 @@ impl Story {
                 "a request was executed twice: {receipt:?}, {again:?}"
             );
         }
+    }
+
+    /// A key that is set once stays as it is.
+    async fn set_again(&self, cast: &Cast) {
+        if self.case.family != Family::Immutable {
+            return;
+        }
+        let Some(server) = &cast.server else { return };
+        let acknowledged = self.model.lock().unwrap().acknowledged.clone();
+        let skip = self.world.draw(0, acknowledged.len() as u64 + 1) as usize;
+        let Some(key) = acknowledged.keys().nth(skip) else { return };
+        let changes = vec![super::write(self.case, *key, u64::MAX)];
+        let request = WriteRequest { changes, idempotency: None };
+        let answer = tokio::select! {
+            biased;
+            answer = server.parts.1.write(request, Source::Api) => answer,
+            () = server.life.died() => return,
+        };
+        assert!(answer.is_err(), "key {key} was set twice");
     }
 
     /// A proof of a key, from a replica of `current`.
@@ -603,7 +622,12 @@ impl Story {
                 self.pass(cast, disorder, Duration::from_millis(world.draw(10, 3000))).await;
                 disk.set_full(false);
             }
-            14 => self.ask_again(cast).await,
+            14 => {
+                for _ in 0..10 {
+                    self.ask_again(cast).await;
+                }
+                self.set_again(cast).await;
+            }
             _ => self.prove(cast).await,
         }
         let time = match world.draw(0, 4) {
@@ -867,8 +891,7 @@ async fn tell(context: deterministic::Context, seed: u64, world: Arc<World>) {
     let short = world.one_in(2);
     // Some segments of the log, so that it is trimmed all the time; or all of it.
     let bytes = if short { 60_000 } else { 1 << 30 };
-    let history =
-        History { log: Retention { bytes, ..super::HISTORY.log }, operations: None };
+    let history = History { log: Retention { bytes, ..super::HISTORY.log }, operations: None };
     let skew = |world: &World| {
         Arc::new(Skew::new(world.draw(0, 2000) as i64 - 1000, world.draw(0, 200) as i64 - 100))
     };

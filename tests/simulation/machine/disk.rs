@@ -91,33 +91,7 @@ struct State {
 #[derive(Clone, Default)]
 pub struct Disk(Arc<Mutex<State>>);
 
-/// A copy of what was durable.
-#[derive(Clone)]
-pub struct Image(BTreeMap<Key, (BlobVersion, Vec<u8>)>);
-
 impl Disk {
-    /// A copy of what is durable: of a stopped machine, everything.
-    pub fn image(&self) -> Image {
-        let state = self.0.lock().unwrap();
-        let copy = |(key, file): (&Key, &File)| (key.clone(), (file.version, file.durable.clone()));
-        Image(state.files.iter().map(copy).collect())
-    }
-
-    /// A disk with the content of `image`.
-    pub fn of(image: &Image) -> Self {
-        let disk = Self::default();
-        disk.restore(image);
-        disk
-    }
-
-    /// Replaces everything by `image`.
-    pub fn restore(&self, image: &Image) {
-        let file = |(key, (version, bytes)): (&Key, &(BlobVersion, Vec<u8>))| {
-            (key.clone(), File::new(*version, bytes.clone()))
-        };
-        self.0.lock().unwrap().files = image.0.iter().map(file).collect();
-    }
-
     /// Whether writes fail for lack of space.
     pub fn set_full(&self, is_full: bool) {
         self.0.lock().unwrap().is_full = is_full;
@@ -126,13 +100,6 @@ impl Disk {
     /// Whether syncs fail.
     pub fn set_fails_syncs(&self, fails: bool) {
         self.0.lock().unwrap().fails_syncs = fails;
-    }
-
-    /// Bytes of all partitions whose names contain `part`.
-    pub fn bytes(&self, part: &str) -> usize {
-        let state = self.0.lock().unwrap();
-        let files = state.files.iter().filter(|((partition, _), _)| partition.contains(part));
-        files.map(|(_, file)| file.cached.len()).sum()
     }
 
     /// The power is cut: what was not synced is kept or lost, each write and each page on its own.
