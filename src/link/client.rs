@@ -14,7 +14,7 @@ use bytes::Bytes;
 use commonware_codec::{DecodeExt as _, Encode as _};
 use commonware_utils::sync::Mutex;
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     net::SocketAddr,
     sync::{
         Arc,
@@ -153,7 +153,7 @@ struct Items {
 pub struct Link<E: Runtime> {
     context: E,
     outgoing: mpsc::Sender<Outgoing>,
-    pending: Arc<Mutex<HashMap<u64, Pending>>>,
+    pending: Arc<Mutex<BTreeMap<u64, Pending>>>,
     next_id: AtomicU64,
     closed: watch::Receiver<Option<LinkError>>,
     close: watch::Sender<Option<LinkError>>,
@@ -180,7 +180,7 @@ impl<E: Runtime> Link<E> {
         guard: Guard,
         received: Arc<AtomicU64>,
     ) -> Arc<Self> {
-        let pending = Arc::new(Mutex::new(HashMap::new()));
+        let pending = Arc::new(Mutex::new(BTreeMap::new()));
         let (close, closed) = watch::channel(None);
         let dispatch = Dispatcher { pending: pending.clone(), close: close.clone(), received };
         context.child("dispatcher").spawn(move |_| dispatch.run(incoming));
@@ -220,6 +220,7 @@ impl<E: Runtime> Link<E> {
         let (answer, answered) = oneshot::channel();
         let id = self.send(request, TraceContext::current(), Pending::Once(answer)).await?;
         tokio::select! {
+            biased;
             response = answered => match response {
                 Ok(Response::Refused(refused)) => Err(LinkError::Refused(refused)),
                 Ok(response) => Ok(response),
@@ -373,8 +374,9 @@ async fn keep_alive<E: Runtime>(
 ) {
     loop {
         tokio::select! {
-            () = context.sleep(KEEPALIVE_INTERVAL) => {}
+            biased;
             _ = closed.wait_for(Option::is_some) => return,
+            () = context.sleep(KEEPALIVE_INTERVAL) => {}
         }
         if outgoing.send(ClientMessage::Ping.encode().into()).await.is_err() {
             return;
@@ -384,7 +386,7 @@ async fn keep_alive<E: Runtime>(
 
 /// Gives every frame to whom it belongs.
 struct Dispatcher {
-    pending: Arc<Mutex<HashMap<u64, Pending>>>,
+    pending: Arc<Mutex<BTreeMap<u64, Pending>>>,
     close: watch::Sender<Option<LinkError>>,
     received: Arc<AtomicU64>,
 }
@@ -394,8 +396,9 @@ impl Dispatcher {
         let mut closed = self.close.subscribe();
         let reason = loop {
             let frame = tokio::select! {
-                frame = incoming.recv() => frame,
+                biased;
                 _ = closed.wait_for(Option::is_some) => break LinkError::Closed,
+                frame = incoming.recv() => frame,
             };
             let Some(frame) = frame else { break LinkError::Closed };
             self.received.fetch_add(frame.len() as u64, Ordering::Relaxed);

@@ -116,6 +116,7 @@ impl Connector {
         let (outgoing, mut incoming, guard) = frames::spawn(&context, sender, receiver).split();
         outgoing.send(hello.encode().into()).await.map_err(|_| LinkError::Closed)?;
         let reply = tokio::select! {
+            biased;
             frame = incoming.recv() => frame.ok_or_else(|| LinkError::Handshake(
                 "the server closed the connection without a word: it may not authorise this \
                  client's key, or have another key than --server-key says".into()))?,

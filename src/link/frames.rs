@@ -100,6 +100,7 @@ async fn read<E: Runtime>(context: E, mut receiver: impl Receiver, queue: mpsc::
     loop {
         // The timer ends the whole connection, so nobody can meet a half-read frame.
         let frame = tokio::select! {
+            biased;
             frame = receiver.recv() => frame,
             () = context.sleep(IDLE_TIMEOUT) => {
                 tracing::debug!("connection was silent for too long");

@@ -74,8 +74,9 @@ impl<E: Runtime> LinkSource<E> {
     async fn pause(&self, link: &Link<E>, pause: Duration) {
         let pause = pause.clamp(RETRY_PAUSE, RETRY_PAUSE_MAX);
         tokio::select! {
-            () = self.context.sleep(pause) => {}
+            biased;
             _ = link.closed() => {}
+            () = self.context.sleep(pause) => {}
         }
     }
 }

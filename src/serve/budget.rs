@@ -12,7 +12,7 @@ use crate::{link::Outgoing, runtime::Runtime};
 use bytes::Bytes;
 use commonware_utils::sync::Mutex;
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -29,7 +29,7 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 /// The budget of a server.
 pub struct Budget {
     free: Arc<Semaphore>,
-    readers: Mutex<HashMap<u64, Arc<Reader>>>,
+    readers: Mutex<BTreeMap<u64, Arc<Reader>>>,
     next_id: AtomicU64,
 }
 

@@ -27,6 +27,7 @@ pub(super) async fn greet<E: Runtime>(
     incoming: &mut mpsc::Receiver<Bytes>,
 ) -> Result<Hello, Refused> {
     let frame = tokio::select! {
+        biased;
         frame = incoming.recv() => frame,
         () = context.sleep(HANDSHAKE_TIMEOUT) => None,
     };

@@ -142,8 +142,9 @@ async fn accept<E: Runtime>(
             (socket, listener.accept().await)
         };
         let (socket, accepted) = tokio::select! {
-            next = next => next,
+            biased;
             _ = draining.wait_for(|draining| *draining) => return,
+            next = next => next,
         };
         let (address, sink, stream) = match accepted {
             Ok(accepted) => accepted,

@@ -50,7 +50,7 @@ pub(super) struct Session<E: Runtime> {
     outgoing: mpsc::Sender<Outgoing>,
     pub(super) reader: Arc<Reader>,
     in_flight: Arc<Semaphore>,
-    tasks: Mutex<HashMap<u64, Work>>,
+    tasks: Mutex<BTreeMap<u64, Work>>,
 }
 
 /// What a request needs room for.
@@ -121,10 +121,10 @@ pub(super) async fn run<E: Runtime>(
         outgoing,
         reader: shared.budget.reader(),
         in_flight: Arc::new(Semaphore::new(limits::REQUESTS_IN_FLIGHT_MAX)),
-        tasks: Mutex::new(HashMap::new()),
+        tasks: Mutex::new(BTreeMap::new()),
     });
     let reason = tokio::select! {
-        reason = listen(&context, &session, &mut incoming) => reason,
+        biased;
         () = session.reader.cut() => {
             shared.metrics.reject("slow_reader");
             "it did not read its answers"
@@ -134,6 +134,7 @@ pub(super) async fn run<E: Runtime>(
             session.dismiss(&context).await;
             "its key is no longer authorised"
         }
+        reason = listen(&context, &session, &mut incoming) => reason,
     };
     session.tasks.lock().clear();
     session.reader.leave();
@@ -144,6 +145,7 @@ pub(super) async fn run<E: Runtime>(
 pub(super) async fn refuse<E: Runtime>(context: &E, frames: Frames, refused: Refused) {
     let (outgoing, mut incoming, _guard) = frames.split();
     tokio::select! {
+        biased;
         _ = incoming.recv() => {}
         () = context.sleep(HANDSHAKE_TIMEOUT) => return,
     }
@@ -181,11 +183,12 @@ async fn listen<E: Runtime>(
     let mut draining = session.shared.draining.clone();
     loop {
         let frame = tokio::select! {
-            frame = incoming.recv() => frame,
+            biased;
             () = drained(&mut draining) => {
                 finish(context, session).await;
                 return "draining";
             }
+            frame = incoming.recv() => frame,
         };
         let Some(frame) = frame else { return "closed" };
         let Ok(message) = ClientMessage::decode(frame) else {
@@ -421,6 +424,7 @@ impl<E: Runtime> Session<E> {
             flush(context, &self.outgoing).await;
         };
         tokio::select! {
+            biased;
             () = telling => {}
             () = context.sleep(limits::RETRY_AFTER) => {}
         }

@@ -88,6 +88,7 @@ impl<E: Runtime> Session<E> {
                 }
             }
             let changed = tokio::select! {
+                biased;
                 changed = bounds.changed() => changed,
                 changed = heads.changed() => changed,
             };

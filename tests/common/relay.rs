@@ -151,6 +151,7 @@ impl Relay {
             let identity = identity.clone();
             context.child("connection").spawn(move |context| async move {
                 tokio::select! {
+                    biased;
                     () = treat::<E>(context, now, server, identity, sink, stream) => {}
                     _ = act.changed() => {}
                 }
@@ -288,6 +289,7 @@ async fn pump(act: Act, client: Frames, upstream: Frames) {
     let (mut released, mut held) = (hold.released.subscribe(), Vec::new());
     loop {
         tokio::select! {
+            biased;
             () = told(&mut released), if !held.is_empty() => {
                 for frame in std::mem::take(&mut held) {
                     let _ = to_server.send(frame).await;

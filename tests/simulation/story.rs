@@ -133,6 +133,7 @@ impl Story {
                 return;
             }
             tokio::select! {
+                biased;
                 () = told_to_drain(&mut draining) => core.drain().await.unwrap(),
                 claim = core.amnesia.recv() => panic!("the server forgot: {claim:?}"),
                 ended = &mut core.publishing => {
@@ -173,6 +174,7 @@ impl Story {
                 return;
             }
             tokio::select! {
+                biased;
                 () = told_to_drain(&mut draining) => core.drain().await.unwrap(),
                 ended = &mut core.looping => {
                     context.life.world.step(format!("a replica's loop ended: {ended:?}"));
@@ -196,6 +198,7 @@ impl Story {
     ) -> Start<T> {
         let life = clock.life.clone();
         let started = tokio::select! {
+            biased;
             told = told => told.ok(),
             () = life.died() => None,
         };
@@ -238,6 +241,7 @@ impl Story {
         drain.send_replace(true);
         tokio::pin!(handle);
         let in_order = tokio::select! {
+            biased;
             ended = &mut handle => ended.is_ok(),
             () = life.died() => false,
             () = self.world.context.sleep(Duration::from_secs(60)) => {
@@ -490,7 +494,7 @@ impl Story {
                 continue;
             };
             let answer = tokio::select! {
-                biased;
+               biased;
                 answer = publisher.write(request.clone(), Source::Api) => answer,
                 () = life.died() => Err(WriteError::Unavailable("it died".into())),
             };
@@ -527,7 +531,7 @@ impl Story {
         let Answered { request, receipt } = promised[index].clone();
         let asking = server.parts.1.write(request, Source::Api);
         let answer = tokio::select! {
-            biased;
+           biased;
             answer = asking => answer,
             () = server.life.died() => return,
         };
@@ -553,7 +557,7 @@ impl Story {
         let changes = vec![super::write(self.case, *key, u64::MAX)];
         let request = WriteRequest { changes, idempotency: None };
         let answer = tokio::select! {
-            biased;
+           biased;
             answer = server.parts.1.write(request, Source::Api) => answer,
             () = server.life.died() => return,
         };
