@@ -20,7 +20,7 @@ use bytes::Bytes;
 use commonware_codec::{DecodeExt as _, Encode as _};
 use commonware_cryptography::ed25519::PublicKey;
 use commonware_utils::sync::Mutex;
-use std::{collections::HashMap, net::SocketAddr, num::NonZeroU64, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, num::NonZeroU64, sync::Arc, time::Duration};
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tracing::{Instrument as _, Span, field::Empty};
 

@@ -62,6 +62,7 @@ struct Process<T> {
 
 type Server = (Arc<Ledger<Machine>>, server::publisher::Handle, DatabaseId);
 type Client = Arc<Replica<Machine>>;
+type Publisher = (Arc<Life>, server::publisher::Handle);
 
 /// Why a process did not start.
 enum Start<T> {
@@ -85,7 +86,7 @@ struct Story {
     client_skews: Vec<Arc<Skew>>,
     lives: AtomicU64,
     /// The running server's publisher, for the writers.
-    publisher: Arc<Mutex<Option<(Arc<Life>, server::publisher::Handle)>>>,
+    publisher: Arc<Mutex<Option<Publisher>>>,
     is_over: Arc<AtomicBool>,
     evidence: tempfile::TempDir,
 }
@@ -887,7 +888,7 @@ fn case(seed: u64) -> Case {
         6 => (Family::Immutable, Mode::Compact, Mode::Full),
         _ => (Family::Keyless, Mode::Compact, Mode::Compact),
     };
-    let hash = if seed / 8 % 2 == 0 { HashKind::Blake3 } else { HashKind::Sha256 };
+    let hash = if (seed / 8).is_multiple_of(2) { HashKind::Blake3 } else { HashKind::Sha256 };
     Case { kind: Kind { family, hash }, mode, storage }
 }
 
