@@ -313,7 +313,7 @@ pub fn serve_api(
     listener: TcpListener,
     router: Router,
     connections_max: usize,
-    mut stop: tokio::sync::watch::Receiver<bool>,
+    mut stop: crate::watch::Receiver<bool>,
     metrics: Arc<http::Metrics>,
 ) -> tokio::task::JoinHandle<()> {
     let port = http::Port { name: "api", connections_max, place_max: None, metrics };

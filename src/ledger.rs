@@ -15,6 +15,7 @@ mod holds;
 
 pub use holds::{HOLD_OPERATIONS_MAX, Hold, Holds};
 
+use crate::watch;
 use crate::{
     checkpoint::SignedCheckpoint,
     commit_log::{self, Bounds, Commit, CommitLog, Retention},
@@ -37,7 +38,6 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
 };
-use tokio::sync::watch;
 use tracing::Instrument as _;
 
 /// Bytes of log that sessions in state sync may hold beyond the retention.

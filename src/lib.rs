@@ -65,6 +65,7 @@ pub mod storage_record;
 pub mod supervisor;
 pub mod telemetry;
 pub mod verify;
+pub mod watch;
 pub mod wire;
 
 /// Version of the product.

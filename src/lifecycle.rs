@@ -1,5 +1,6 @@
 //! A daemon's life outside of its work: the directory it owns, the signals it gets, its health.
 
+use crate::watch;
 use commonware_utils::sync::Mutex;
 use signal_hook::{
     consts::{SIGHUP, SIGINT, SIGTERM},
@@ -11,7 +12,6 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
-use tokio::sync::watch;
 
 /// Why a storage directory cannot be used.
 #[derive(Debug, thiserror::Error)]

@@ -1,7 +1,7 @@
 //! Whether the process has begun to drain: what waits for something else ends then.
 
+use crate::watch;
 use std::time::Duration;
-use tokio::sync::watch;
 
 /// Knows whether the process drains.
 #[derive(Clone)]

@@ -242,7 +242,7 @@ fn lines(pages: mpsc::Receiver<Page>) -> impl futures::Stream<Item = Result<Byte
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tokio::sync::watch;
+    use crate::watch;
 
     const STALL_MAX: Duration = Duration::from_millis(300);
     const RATE_MIN: u64 = 100_000;

@@ -10,6 +10,7 @@ use super::{
     ndjson, observe,
     problem::{Problem, busy},
 };
+use crate::watch;
 use crate::{
     database::types::{Change, Digest, Family, IDEMPOTENCY_KEY_LENGTH_MAX, KEY_LENGTH_MAX},
     http::{self, Answers},
@@ -26,7 +27,7 @@ use axum::{
 use commonware_cryptography::{Hasher as _, Sha256};
 use serde::Deserialize;
 use std::{net::IpAddr, sync::Arc, time::Duration};
-use tokio::sync::{Semaphore, SemaphorePermit, watch};
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tracing::Instrument as _;
 
 /// Requests worked on at once; more are answered `busy`.

@@ -4,6 +4,7 @@ use super::{
     judge::Unacceptable,
     replica::{Phase, Replica},
 };
+use crate::watch;
 use crate::{
     checkpoint::Refusal,
     database::{EXECUTION_VERSION, types::DatabaseId},
@@ -16,7 +17,6 @@ use std::{
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
-use tokio::sync::watch;
 
 /// First pause after a connection ended.
 const PAUSE_MIN: Duration = Duration::from_millis(100);

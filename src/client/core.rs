@@ -10,6 +10,7 @@ use super::{
     replica::{Phase, Replica},
     sync_loop::{Config as LoopConfig, Fatal, SyncLoop},
 };
+use crate::watch;
 use crate::{
     checkpoint::{Policy, Refusal, RotationStore, SignedCheckpoint, Store},
     commit_log::CommitLog,
@@ -24,7 +25,7 @@ use crate::{
     telemetry::storage::StorageErrors,
 };
 use std::{path::PathBuf, sync::Arc, time::Duration};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 
 /// How often the metrics are brought up to date.
 const MEASURE_INTERVAL: Duration = Duration::from_millis(250);

@@ -1,6 +1,7 @@
 //! What all parts of a client share: the state served, what is known, and how things stand.
 
 use super::{disk::Disk, known::Known, metrics::Metrics};
+use crate::watch;
 use crate::{
     api::{ClientStatus, Status, View},
     checkpoint::SignedCheckpoint,
@@ -19,7 +20,6 @@ use std::{
     },
     time::Duration,
 };
-use tokio::sync::watch;
 
 /// What the client is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

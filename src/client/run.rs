@@ -7,6 +7,7 @@ use super::{
     replica::Replica,
     sync_loop::{Config as LoopConfig, Pace},
 };
+use crate::watch;
 use crate::{
     api::{self, Backend as _},
     checkpoint::{Policy, Rotations},
@@ -32,7 +33,6 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
-use tokio::sync::watch;
 
 /// How often the files of a local server are looked for.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);

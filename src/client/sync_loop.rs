@@ -7,6 +7,7 @@ use super::{
     metrics::{IterationLabel, KindLabel},
     replica::{Phase, Replica},
 };
+use crate::watch;
 use crate::{
     checkpoint::{Refusal, SignedCheckpoint},
     database::{EXECUTION_VERSION, Generations},
@@ -21,7 +22,7 @@ use std::{
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tracing::{Instrument as _, Span, field::Empty};
 
 /// How the loop goes forward.

@@ -16,6 +16,7 @@ pub use record::{
     Base, CHANGES_MAX, Commit, IDEMPOTENCY_ENTRIES_MAX, IdempotencyEntry, RECORD_VERSION,
 };
 
+use crate::watch;
 use crate::{
     checkpoint::{SignedCheckpoint, unix_ms},
     runtime::{Runtime, StorageGuard},
@@ -41,7 +42,6 @@ use std::{
     sync::OnceLock,
     time::Duration,
 };
-use tokio::sync::watch;
 
 /// Records in one segment. Trimming drops whole segments, so the log may exceed its bound by one.
 pub const SEGMENT_RECORDS: NonZeroU64 = NZU64!(128);

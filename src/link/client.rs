@@ -5,6 +5,7 @@ use super::{
     credit::{Balance, CREDIT_BYTES, ITEM_BYTES_MIN, cost},
     frames::{Guard, Outgoing},
 };
+use crate::watch;
 use crate::{
     runtime::Runtime,
     telemetry::context::TraceContext,
@@ -22,7 +23,7 @@ use std::{
     },
     time::Duration,
 };
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 use tracing::{Instrument as _, Span, field::Empty};
 
 /// Items of a stream that may wait here: what credit allows, and one that overdraws it.

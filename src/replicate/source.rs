@@ -1,5 +1,6 @@
 //! Operations for state sync, over whatever connection there is.
 
+use crate::watch;
 use crate::{
     database::{Fetch, FetchError, Fetched, Fetcher},
     link::{Link, LinkError},
@@ -13,7 +14,6 @@ use std::{
     },
     time::Duration,
 };
-use tokio::sync::watch;
 
 /// Pause before a server that could not answer is asked again.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);

@@ -1,6 +1,7 @@
 //! Accepts connections, proves keys, starts sessions.
 
 use super::{Config, Metrics, Shared, budget::Budget, limits, session};
+use crate::watch;
 use crate::{
     ledger::Ledger,
     link::{Bounded, SERVER_SKEW, spawn_frames, upgrader},
@@ -17,7 +18,7 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
 
 /// Pause after a failed accept (out of file descriptors, usually).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);

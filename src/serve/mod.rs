@@ -17,6 +17,7 @@ mod streams;
 pub use listener::{Handle, spawn};
 pub use metrics::{DURATION_BUCKETS, Metrics};
 
+use crate::watch;
 use crate::{
     checkpoint::{Rotations, SignedCheckpoint},
     database::types::Mode,
@@ -25,7 +26,7 @@ use crate::{
 };
 use commonware_cryptography::ed25519::{PrivateKey, PublicKey};
 use std::{collections::HashSet, sync::Arc, time::Duration};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
 
 /// Which client keys may connect; `None` lets everybody. Sessions notice when it changes.
 pub type Authorized = Arc<watch::Sender<Option<HashSet<PublicKey>>>>;

@@ -6,6 +6,7 @@ use super::{
     greeting, limits,
     metrics::{RequestLabel, ResultLabel},
 };
+use crate::watch;
 use crate::{
     database::{Error as DatabaseError, Fetch},
     link::{Frames, HANDSHAKE_TIMEOUT, Outgoing, credit::Balance},
@@ -21,7 +22,7 @@ use commonware_codec::{DecodeExt as _, Encode as _};
 use commonware_cryptography::ed25519::PublicKey;
 use commonware_utils::sync::Mutex;
 use std::{collections::BTreeMap, net::SocketAddr, num::NonZeroU64, sync::Arc, time::Duration};
-use tokio::sync::{Notify, Semaphore, mpsc, watch};
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tracing::{Instrument as _, Span, field::Empty};
 
 /// A stream's allowance.

@@ -4,6 +4,7 @@ use super::{
     backend::{ServerBackend, ServerWriter},
     core::{self, Core, Error, Setup},
 };
+use crate::watch;
 use crate::{
     api::{self, Backend as _, Tokens},
     config::server::{Config, from_args},
@@ -20,7 +21,6 @@ use arc_swap::ArcSwapOption;
 use commonware_cryptography::{Signer as _, ed25519::PrivateKey};
 use commonware_runtime::{Listener as _, Network as _, Supervisor as _, tokio::Context};
 use std::{ffi::OsString, net::SocketAddr, path::Path, process::ExitCode, sync::Arc};
-use tokio::sync::watch;
 
 /// Runs `syncd-server` with a command line, the program's name first.
 pub fn main(arguments: Vec<OsString>) -> ExitCode {

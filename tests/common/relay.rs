@@ -16,12 +16,12 @@ use std::{
     },
     time::{Duration, SystemTime},
 };
+use syncd::watch;
 use syncd::{
     link::{Frames, spawn_frames, upgrader},
     runtime::Runtime,
     wire::{ClientMessage, Hello, NAMESPACE, Reply, Request, ServerMessage},
 };
-use tokio::sync::watch;
 
 /// Longer frames than an honest peer sends, so that the relay can send them.
 const FRAME_BYTES_MAX: u32 = 32 * 1024 * 1024;

@@ -85,7 +85,7 @@ fn server_setup(kind: Case) -> server::core::Setup {
         history: HISTORY,
         heartbeat_interval: Duration::from_secs(5),
         queue_requests_max: 1024,
-        authorized: Arc::new(tokio::sync::watch::Sender::new(None)),
+        authorized: Arc::new(syncd::watch::Sender::new(None)),
         limits: Limits {
             handshakes: 64,
             handshakes_per_address: 64,

@@ -22,6 +22,7 @@ use std::{
     },
     time::{Duration, UNIX_EPOCH},
 };
+use syncd::watch;
 use syncd::{
     api::{WriteError, WriteRequest},
     client::{self, replica::Replica},
@@ -36,7 +37,7 @@ use syncd::{
     server::{self, publisher::Source},
     wire::{Code, Refused, Response, ServerMessage},
 };
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 
 /// How often a heartbeat comes.
 const HEARTBEAT: Duration = Duration::from_secs(2);
