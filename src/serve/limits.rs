@@ -23,7 +23,7 @@ pub const RESPONSES_AT_ONCE_MAX: usize = 16;
 pub const CONNECTION_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Bytes of answers that all connections may have unread together. Encryption holds up to as much
 /// again while it is written.
-pub const TOTAL_BYTES_MAX: usize = 256 * 1024 * 1024;
+pub const TOTAL_BYTES_MAX: usize = 128 * 1024 * 1024;
 /// A peer that takes nothing of what waits for it for so long is disconnected. With answers of
 /// 1 MiB this asks for 35 KiB/s.
 pub const SLOW_READER_AFTER: Duration = Duration::from_secs(30);
