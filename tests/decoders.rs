@@ -77,19 +77,25 @@ fn formats_are_pinned() {
 }
 
 const PINNED: [&str; 4] =
-    ["71aba308a8a54f76", "31cfd95eba5f9ec1", "19e21813a9b29210", "a519566191c238cc"];
+    ["71aba308a8a54f76", "31cfd95eba5f9ec1", "d9c6457c850fff76", "a519566191c238cc"];
 
-#[test]
-fn what_is_encoded_is_decoded() {
-    assert_eq!(Commit::decode(commit().encode()).unwrap(), commit());
+/// One of each kind.
+fn requests() -> [Request; 6] {
     let max = std::num::NonZeroU64::new(5).unwrap();
-    for request in [
+    [
         Request::Checkpoint,
         Request::Fetch(Fetch::Operations { size: 9, start: 3, max }),
         Request::Fetch(Fetch::Boundary { size: 9, start: 3 }),
         Request::Follow { sequence: 4, credit: 5 },
         Request::Watch { target: 6 },
-    ] {
+        Request::CheckpointAt { sequence: 7 },
+    ]
+}
+
+#[test]
+fn what_is_encoded_is_decoded() {
+    assert_eq!(Commit::decode(commit().encode()).unwrap(), commit());
+    for request in requests() {
         let message = ClientMessage::Request { id: 7, trace: Some(trace()), request };
         assert_eq!(ClientMessage::decode(message.encode()).unwrap(), message);
     }
@@ -161,17 +167,7 @@ fn write_fuzz_seeds() {
         rotations: rotations.clone(),
     };
     write("wire_client", "hello", &hello.encode());
-    let max = std::num::NonZeroU64::new(5).unwrap();
-    for (index, request) in [
-        Request::Checkpoint,
-        Request::Fetch(Fetch::Operations { size: 9, start: 3, max }),
-        Request::Fetch(Fetch::Boundary { size: 9, start: 3 }),
-        Request::Follow { sequence: 4, credit: 5 },
-        Request::Watch { target: 6 },
-    ]
-    .into_iter()
-    .enumerate()
-    {
+    for (index, request) in requests().into_iter().enumerate() {
         let message = ClientMessage::Request { id: 7, trace: Some(trace()), request };
         write("wire_client", &format!("request-{index}"), &message.encode());
     }
