@@ -14,9 +14,17 @@ lint:
 test *ARGS:
     cargo test {{ARGS}}
 
-# One seed of the simulation, or a thousand.
+# The simulation, for so many seeds of each kind.
 simulate SEEDS="1000":
-    SYNCD_SIMULATION_SEEDS={{SEEDS}} cargo test --release --test simulation -- --nocapture
+    SYNCD_SIMULATION_SEEDS={{SEEDS}} cargo test --test simulation
+
+# One seed of the stories, step by step.
+simulate-seed SEED:
+    SYNCD_SIMULATION_SEED={{SEED}} SYNCD_SIMULATION_STEPS=1 cargo test --test simulation story -- --nocapture
+
+# Known bugs, planted one at a time: the simulation has to find each.
+planted *ARGS:
+    tests/planted/run {{ARGS}}
 
 # Every fuzz target for some seconds (needs cargo-fuzz; RUSTC_BOOTSTRAP lets stable Rust sanitise).
 fuzz SECONDS="60":
