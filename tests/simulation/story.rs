@@ -449,7 +449,7 @@ impl Story {
             if now > disorder.clocks_until {
                 // Two heartbeats as a replica takes them before it is told how often they come, the
                 // tolerated difference, and a delay.
-                let allowed = Duration::from_secs(21);
+                let allowed = Duration::from_secs(25);
                 model.check_lag(index, replica.lag_seconds(client.clock.moment()), allowed, now);
             }
         }
