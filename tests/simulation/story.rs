@@ -204,6 +204,8 @@ impl Story {
             told = told => told.ok(),
             () = life.died() => None,
         };
+        // It may have said so with its last breath.
+        let started = started.filter(|_| !life.is_dead());
         match started {
             Some(Ok(parts)) => {
                 self.world.step(format!("{} is up", life.name));
@@ -286,7 +288,11 @@ impl Story {
         loop {
             match self.start_server(crash.take()).await {
                 Start::Up(process) => {
-                    self.check_server(&process.parts.0).await;
+                    tokio::select! {
+                        biased;
+                        () = self.check_server(&process.parts.0) => {}
+                        () = process.life.died() => {}
+                    }
                     let publisher = (process.life.clone(), process.parts.1.clone());
                     self.model.lock().unwrap().database = Some(process.parts.2);
                     *self.publisher.lock().unwrap() = Some(publisher);
@@ -572,12 +578,17 @@ impl Story {
             return;
         }
         let client = cast.clients.iter().flatten().find(|client| !client.life.is_dead());
-        let Some(ledger) = client.and_then(|client| client.parts.ledger.load_full()) else {
-            return;
-        };
+        let Some(client) = client else { return };
+        let Some(ledger) = client.parts.ledger.load_full() else { return };
+        let ledger_life = client.life.clone();
         let key =
             format!("key/{}", self.world.draw(0, WRITERS) * 100 + self.world.draw(0, KEYS + 2));
-        let Ok((head, proof)) = ledger.prove_key(key.as_bytes()).await else { return };
+        let proving = tokio::select! {
+            biased;
+            proving = ledger.prove_key(key.as_bytes()) => proving,
+            () = ledger_life.died() => return,
+        };
+        let Ok((head, proof)) = proving else { return };
         self.model.lock().unwrap().saw(&head, self.now());
         let root = head.checkpoint.root;
         let kind = ledger.kind();
@@ -736,6 +747,8 @@ impl Story {
         let quiet = Disorder { clocks_until: Duration::MAX };
         self.pass(cast, &quiet, Duration::from_secs(2)).await;
         self.is_over.store(true, Ordering::Relaxed);
+        let lives = cast.clients.iter().flatten().map(|client| &client.life);
+        lives.chain(cast.server.iter().map(|server| &server.life)).for_each(|life| life.live_on());
         let end = self.now() + CONVERGE;
         loop {
             self.pass(cast, &quiet, Duration::from_millis(200)).await;

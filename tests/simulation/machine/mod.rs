@@ -162,6 +162,11 @@ impl Life {
         *self.crash.lock().unwrap() = Some(crash);
     }
 
+    /// Takes back what [`Self::crash_at`] said.
+    pub fn live_on(&self) {
+        *self.crash.lock().unwrap() = None;
+    }
+
     /// Polls of its tasks so far.
     pub fn polls(&self) -> u64 {
         self.polls.load(Ordering::Relaxed)
