@@ -202,6 +202,9 @@ fn fork(kind: Case, seed: u64) {
         let ours = server.parts.ledger.head();
         wait(&context, "the replica follows", || is_at(&client.parts, &ours)).await;
         let log_first = client.parts.ledger.load_full().unwrap().log().bounds().first;
+        let held = client.parts.ledger.load_full().unwrap();
+        let held_from = held.log().read(log_first).await.unwrap().checkpoint.checkpoint.floor;
+        drop(held);
         server.kill().await;
         let truth = take_copy(&context, kind.family).await;
         // The other one, met by a replica that runs, or starts again, or has lost its data.
@@ -231,7 +234,8 @@ fn fork(kind: Case, seed: u64) {
         let forgot = server.parts.forgot.clone();
         // A state from before all that the replica still holds can be told to be behind, no more.
         let theirs = server.parts.ledger.head().checkpoint.sequence;
-        let holds_operations = meeting < 2 && kind.mode == Mode::Full;
+        let their_size = server.parts.ledger.head().checkpoint.size;
+        let holds_operations = meeting < 2 && kind.mode == Mode::Full && their_size >= held_from;
         let is_told_apart = !is_hidden || holds_operations || theirs >= log_first;
         wait(&context, "the fork is found", || {
             let is_behind = client.parts.phase() == Phase::Stalled("server_behind");
