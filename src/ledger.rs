@@ -70,6 +70,16 @@ pub enum Error {
         /// Newest sequence in the log.
         last: u64,
     },
+    /// The log ends before a commit that was acknowledged.
+    #[error(
+        "the commit log ends at commit {last}, but commit {given_out} was acknowledged: the end of the log is damaged; restore it from a backup, or give up what is lost by 'syncctl new-epoch --discard-unreadable'"
+    )]
+    CutShort {
+        /// Newest sequence in the log.
+        last: u64,
+        /// Newest sequence that was acknowledged.
+        given_out: u64,
+    },
     /// Commits of another version would have to be executed again.
     #[error(
         "commit {sequence} was executed by version {theirs}, this program has {ours}: start the old version once and stop it orderly, so that nothing has to be executed again"
@@ -108,7 +118,10 @@ impl Error {
         match self {
             Self::Log(error) => matches!(error, commit_log::Error::Corrupt(_)),
             Self::Database(error) => matches!(error, database::Error::Corrupt(_)),
-            Self::Lost { .. } | Self::ExecutionVersion { .. } | Self::Diverged { .. } => true,
+            Self::Lost { .. }
+            | Self::CutShort { .. }
+            | Self::ExecutionVersion { .. }
+            | Self::Diverged { .. } => true,
         }
     }
 }
@@ -209,6 +222,19 @@ impl<E: Runtime> Ledger<E> {
         ledger.redo().await?;
         if has_room {
             ledger.sync().await?;
+        }
+        let last = ledger.log.bounds().last;
+        if let Some(given_out) = ledger.log.given_out_before()
+            && given_out > last
+        {
+            if !truncate {
+                return Err(Error::CutShort { last, given_out });
+            }
+            tracing::warn!(
+                last,
+                given_out,
+                "the end of the commit log is damaged: it is fetched again"
+            );
         }
         Ok(Some(ledger))
     }

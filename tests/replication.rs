@@ -157,7 +157,7 @@ fn a_client_behind_the_log_rebuilds_while_the_old_state_answers() {
     wait_for("the old generation is removed", || {
         let entries = std::fs::read_dir(storage.join("data")).unwrap();
         let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-        (names.filter(|name| name.starts_with("commits-")).count() <= 3).then_some(())
+        (names.filter(|name| name.starts_with("commits-")).count() <= 4).then_some(())
     });
 }
 

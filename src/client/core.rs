@@ -274,6 +274,10 @@ async fn maintain<E: Runtime>(
             disk.errors.count("maintain");
             return database::Error::Gone(gone).into();
         }
+        // What was heard of while the last one was written down is not forgotten in a crash either.
+        if disk.check(UPKEEP_ROOM).is_ok() {
+            replica.known.keep_now_and_then(context.moment()).await;
+        }
         let Some(ledger) = replica.ledger.load_full() else { continue };
         // Without room the loop says so; a write that fails half way would cost the reads.
         if disk.check(UPKEEP_ROOM).is_err() && ledger.is_whole().await {

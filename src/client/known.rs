@@ -219,15 +219,20 @@ impl<E: Runtime> Known<E> {
             heard.claims.retain(|claim| claim.checkpoint.sequence > sequence);
             heard.newest = Some(signed.clone());
         }
-        let due = {
+        self.keep_now_and_then(now).await;
+    }
+
+    /// Writes the newest checkpoint down, at most once in [`KEEP_INTERVAL`].
+    pub async fn keep_now_and_then(&self, now: Moment) {
+        let is_due = {
             let mut kept_at = self.kept_at.lock();
-            let due = kept_at.is_none_or(|kept| now.monotonic >= kept + KEEP_INTERVAL);
-            if due {
+            let is_due = kept_at.is_none_or(|kept| now.monotonic >= kept + KEEP_INTERVAL);
+            if is_due {
                 *kept_at = Some(now.monotonic);
             }
-            due
+            is_due
         };
-        if due {
+        if is_due {
             self.keep().await;
         }
     }

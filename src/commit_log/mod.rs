@@ -9,6 +9,7 @@
 //! the database has not made durable yet.
 
 mod age;
+mod mark;
 mod record;
 
 pub use age::CLOCK_TRUSTED_AFTER;
@@ -36,6 +37,7 @@ use commonware_utils::{
     sync::{AsyncRwLock, Mutex},
 };
 use futures::StreamExt as _;
+use mark::Mark;
 use std::{
     collections::VecDeque,
     num::{NonZeroU64, NonZeroUsize},
@@ -128,10 +130,12 @@ pub struct CommitLog<E: Runtime> {
     segments: Mutex<VecDeque<Segment>>,
     ages: Mutex<Ages>,
     guard: OnceLock<StorageGuard>,
+    mark: Mark<E>,
 }
 
 /// How the names of all partitions of logs begin.
 pub const PARTITIONS: &str = "commits-";
+const MARK_SUFFIX: &str = "_mark";
 
 /// Name of a generation's log, before the library's suffixes.
 fn partition(generation: u64) -> String {
@@ -141,10 +145,15 @@ fn partition(generation: u64) -> String {
 /// Every partition that a generation's log may have, for its removal.
 pub fn partition_names(generation: u64) -> Vec<String> {
     let partition = partition(generation);
-    ["_data", "_offsets-blobs", "_offsets-metadata", "_offsets"]
+    ["_data", "_offsets-blobs", "_offsets-metadata", "_offsets", MARK_SUFFIX]
         .iter()
         .map(|suffix| format!("{partition}{suffix}"))
         .collect()
+}
+
+/// What a generation's mark is kept in.
+fn mark_partition(generation: u64) -> String {
+    format!("{}{MARK_SUFFIX}", partition(generation))
 }
 
 /// The partitions that a generation's log has from its making on.
@@ -173,17 +182,24 @@ impl<E: Runtime> CommitLog<E> {
     /// Begins a log with `base`, dropping whatever the generation's log held. Durable on return.
     pub async fn create(context: E, generation: u64, base: &Commit) -> Result<Self, Error> {
         let clock = context.child("clock");
+        // It speaks of the log that is dropped.
+        crate::storage_record::remove_partition(&clock, &mark_partition(generation))
+            .await
+            .map_err(|error| Error::Storage(error.to_string()))?;
         let journal = Journal::init_at_size(context, config(generation), base.sequence()).await?;
         let (journal, _) = journal.append(base).await?;
         let journal = journal.sync().await?;
         let bounds = Bounds { first: base.sequence(), last: base.sequence() };
-        let log = Self::with(clock, journal, bounds);
+        let mark = Mark::open(&clock, &mark_partition(generation)).await?;
+        mark.set(bounds.last).await?;
+        let log = Self::with(clock, journal, bounds, mark);
         log.account(std::slice::from_ref(base));
         Ok(log)
     }
 
     /// Opens a log and shows every record kept to `visit`, oldest first. `None` if there is no
-    /// log. What was torn off at the end by a crash was never given out, and is dropped.
+    /// log. What a crash tore off at the end is dropped; whether it had been given out,
+    /// [`Self::given_out_before`] tells.
     pub async fn open(
         context: E,
         generation: u64,
@@ -199,12 +215,13 @@ impl<E: Runtime> CommitLog<E> {
             return Ok(None);
         }
         let bounds = Bounds { first: range.start, last: range.end - 1 };
-        let log = Self::with(clock, journal, bounds);
+        let mark = Mark::open(&clock, &mark_partition(generation)).await?;
+        let log = Self::with(clock, journal, bounds, mark);
         log.scan(&mut visit).await?;
         Ok(Some(log))
     }
 
-    fn with(clock: E, journal: Journal<E, Commit>, bounds: Bounds) -> Self {
+    fn with(clock: E, journal: Journal<E, Commit>, bounds: Bounds, mark: Mark<E>) -> Self {
         let ages = Ages::new(clock.monotonic(), unix_ms(clock.current()));
         Self {
             clock,
@@ -213,6 +230,7 @@ impl<E: Runtime> CommitLog<E> {
             segments: Mutex::new(VecDeque::new()),
             ages: Mutex::new(ages),
             guard: OnceLock::new(),
+            mark,
         }
     }
 
@@ -282,13 +300,23 @@ impl<E: Runtime> CommitLog<E> {
             self.journal.write().await.take();
             return Err(Error::Storage(error.to_string()));
         }
-        if let Err(error) = self.check_guard() {
+        let written = match self.check_guard() {
+            Ok(()) => self.mark.set(newest.sequence()).await,
+            gone => gone,
+        };
+        if let Err(error) = written {
             self.journal.write().await.take();
             return Err(error);
         }
         self.account(commits);
         self.bounds.send_modify(|bounds| bounds.last = newest.sequence());
         Ok(())
+    }
+
+    /// The newest sequence that is known to have been given out before this log was opened. Beyond
+    /// the end of the log, it was lost.
+    pub const fn given_out_before(&self) -> Option<u64> {
+        self.mark.found()
     }
 
     /// Asks `guard` from here on before records are given out. The first one counts.
@@ -416,5 +444,6 @@ impl<E: Runtime> CommitLog<E> {
     /// Gives the storage back, so that it can be opened or removed.
     pub async fn close(&self) {
         self.journal.write().await.take();
+        self.mark.close().await;
     }
 }

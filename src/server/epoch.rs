@@ -13,7 +13,7 @@ use crate::{
     daemon::{self, Failure},
     database::{self, Database, Kind, OpenAt, types::DatabaseId},
     keys,
-    ledger::Ledger,
+    ledger::{self, Ledger},
     runtime::Runtime,
 };
 use commonware_cryptography::ed25519::PrivateKey;
@@ -151,7 +151,12 @@ async fn catch_up<E: Runtime>(
         Err(_) if !discard => Ok(()),
         _ => read_log(context, record, known, &mut newest).await,
     };
-    let is_read = read.is_ok();
+    let given_out = match &read {
+        Err(Error::Ledger(ledger::Error::CutShort { given_out, .. })) => Some(*given_out),
+        _ => None,
+    };
+    let is_read = read.is_ok() || given_out.is_some();
+    let newest = given_out.or(newest);
     let Err(error) = whole.and(read) else { return Ok(None) };
     if !discard {
         return Err(Error::Unreadable(Box::new(error)));
