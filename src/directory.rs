@@ -1,6 +1,6 @@
 //! The storage directory as the file system sees it: who may look into it, and whether it is still where it was.
 
-use crate::runtime::{StorageGuard, StorageRoom};
+use crate::runtime::{Guard, StorageGuard, StorageRoom};
 use rustix::fs::{Mode, StatVfsMountFlags};
 use std::{
     fs::{self, DirBuilder, File, Metadata, Permissions},
@@ -133,12 +133,16 @@ impl Held {
     }
 }
 
-/// Watches whether `path` and the directory `data` in it, which is made if need be, stay where they are.
-pub fn guard(path: &Path, data: &Path) -> io::Result<StorageGuard> {
-    make_inner(data)?;
-    let held = [Held::open(path)?, Held::open(data)?];
-    Ok(Arc::new(move || {
-        for held in &held {
+/// Watches directories that should stay where they are.
+#[derive(Clone)]
+struct Watch {
+    data: PathBuf,
+    held: Vec<Arc<Held>>,
+}
+
+impl Guard for Watch {
+    fn check(&self) -> Result<(), String> {
+        for held in &self.held {
             held.check().map_err(|reason| {
                 format!(
                     "the storage directory {} was moved or removed while it is in use: {reason}",
@@ -147,7 +151,21 @@ pub fn guard(path: &Path, data: &Path) -> io::Result<StorageGuard> {
             })?;
         }
         Ok(())
-    }))
+    }
+
+    fn with(&self, partitions: &[String]) -> StorageGuard {
+        let mut watch = self.clone();
+        let partitions = partitions.iter().map(|name| self.data.join(name));
+        watch.held.extend(partitions.filter_map(|path| Held::open(&path).ok()).map(Arc::new));
+        Arc::new(watch)
+    }
+}
+
+/// Watches whether `path` and the directory `data` in it, which is made if need be, stay where they are.
+pub fn guard(path: &Path, data: &Path) -> io::Result<StorageGuard> {
+    make_inner(data)?;
+    let held = [path, data].map(Held::open).into_iter().map(|held| held.map(Arc::new));
+    Ok(Arc::new(Watch { data: data.to_path_buf(), held: held.collect::<io::Result<_>>()? }))
 }
 
 /// Looks for room in the file system of `path`.
@@ -222,15 +240,15 @@ mod tests {
         let (path, away) = (directory.path().join("storage"), directory.path().join("away"));
         fs::create_dir(&path).unwrap();
         let guard = guard(&path, &path.join("data")).unwrap();
-        guard().unwrap();
+        guard.check().unwrap();
         fs::rename(&path, &away).unwrap();
-        assert!(guard().unwrap_err().contains("moved or removed"));
+        assert!(guard.check().unwrap_err().contains("moved or removed"));
         fs::create_dir_all(path.join("data")).unwrap();
-        assert!(guard().unwrap_err().contains("another one is in its place"));
+        assert!(guard.check().unwrap_err().contains("another one is in its place"));
         fs::remove_dir_all(&path).unwrap();
         fs::rename(&away, &path).unwrap();
-        guard().unwrap();
+        guard.check().unwrap();
         fs::remove_dir(path.join("data")).unwrap();
-        assert!(guard().unwrap_err().contains("data"));
+        assert!(guard.check().unwrap_err().contains("data"));
     }
 }

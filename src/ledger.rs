@@ -370,9 +370,13 @@ impl<E: Runtime> Ledger<E> {
         });
     }
 
-    /// Asks `guard` from here on before commits are given out, and at each upkeep.
-    pub fn guard_with(&self, guard: StorageGuard) {
-        self.log.guard_with(guard);
+    /// Asks `guard` from here on before commits are given out, and at each upkeep; it also watches
+    /// the partitions of database and log.
+    pub fn guard_with(&self, guard: &StorageGuard) {
+        let Place { generation, mode } = self.place;
+        let mut partitions = database::required_partitions(self.kind.family, generation, mode);
+        partitions.push(commit_log::mark_partition(generation));
+        self.log.guard_with(guard.with(&partitions));
     }
 
     /// Family and hash.

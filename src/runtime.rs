@@ -129,9 +129,18 @@ impl StepWatch {
     }
 }
 
-/// Says whether the storage is still where it was when it was opened; if not, why. Asked before anything is acknowledged
-/// or adopted, because a file that is held open can be written wherever it was moved to.
-pub type StorageGuard = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
+/// Watches whether the storage stays where it was when it was opened. Asked before anything is acknowledged or adopted,
+/// because a file that is held open can be written wherever it was moved to, and when it was removed.
+pub trait Guard: Send + Sync {
+    /// Why the storage is not where it was, if it is not.
+    fn check(&self) -> Result<(), String>;
+
+    /// A guard that also watches those of `partitions` that exist now.
+    fn with(&self, partitions: &[String]) -> StorageGuard;
+}
+
+/// A [`Guard`] that is shared.
+pub type StorageGuard = Arc<dyn Guard>;
 
 /// Says whether so many bytes can be written to the storage; if not, why.
 pub type StorageRoom = Arc<dyn Fn(u64) -> Result<(), String> + Send + Sync>;
@@ -143,7 +152,17 @@ pub fn unlimited() -> StorageRoom {
 
 /// The guard of a storage that cannot be moved.
 pub fn unguarded() -> StorageGuard {
-    Arc::new(|| Ok(()))
+    struct Unguarded;
+    impl Guard for Unguarded {
+        fn check(&self) -> Result<(), String> {
+            Ok(())
+        }
+
+        fn with(&self, _: &[String]) -> StorageGuard {
+            unguarded()
+        }
+    }
+    Arc::new(Unguarded)
 }
 
 #[cfg(test)]

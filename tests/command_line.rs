@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{BYTES, Daemon, NDJSON, command, get, send, wait_for};
+use common::{BYTES, Daemon, NDJSON, command, free_port, get, send, wait_for};
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{TcpListener, TcpStream},
@@ -231,10 +231,6 @@ fn wrong_use_is_named() {
     }
     assert!(!root.join("syncd").exists(), "a wrong command line makes no file");
     assert!(!root.join("missing").exists(), "a wrong command line makes no key");
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 #[test]

@@ -3,11 +3,10 @@
 
 mod common;
 
-use common::{BYTES, Daemon, get, numbered, try_get, try_send, wait_for};
+use common::{BYTES, Daemon, free_port, get, numbered, try_get, try_send, wait_for};
 use commonware_runtime::Supervisor as _;
 use std::{
     collections::{BTreeMap, HashSet},
-    net::TcpListener,
     path::Path,
     sync::{
         Mutex,
@@ -22,10 +21,6 @@ use syncd::{
 
 /// Rounds of killing.
 const ROUNDS: u64 = 20;
-
-fn free_port() -> String {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string()
-}
 
 /// Writers, a killer, a follower, and somebody who watches what the follower serves.
 #[test]

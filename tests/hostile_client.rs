@@ -6,7 +6,7 @@ mod common;
 
 use bytes::Bytes;
 use common::{
-    Daemon, NDJSON, get,
+    Daemon, NDJSON, free_port, get,
     peer::{Door, on_runtime},
     wait_for,
 };
@@ -401,10 +401,7 @@ fn idle_connections_keep_nobody_out() {
 fn a_thousand_come_back_at_once() {
     let _alone = alone();
     let directory = tempfile::tempdir().unwrap();
-    let port = {
-        let probe = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        probe.local_addr().unwrap().port().to_string()
-    };
+    let port = free_port();
     let options = [
         "--port",
         port.as_str(),

@@ -3,10 +3,9 @@
 
 mod common;
 
-use common::{Daemon, command, example, get, numbered, records, try_get, wait_for};
+use common::{Daemon, command, example, free_port, get, numbered, records, try_get, wait_for};
 use std::{
     collections::BTreeMap,
-    net::TcpListener,
     time::{Duration, Instant},
 };
 
@@ -189,7 +188,7 @@ fn a_client_killed_in_its_first_state_sync_resumes_it() {
 #[test]
 fn a_server_may_go_away_for_a_minute_and_come_back() {
     let directory = tempfile::tempdir().unwrap();
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+    let port = free_port();
     let storage = directory.path().join("server");
     let server = Daemon::server(&storage, &["--port", &port]);
     server.write_many("before", 3, 10);
@@ -226,7 +225,7 @@ fn defaults_find_each_other_in_either_order() {
     let directory = tempfile::tempdir().unwrap();
     let state = directory.path();
     // Only the ports differ from the defaults, since another test or a user may have those.
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+    let port = free_port();
     let start = |binary: &str, role: &str, options: &[&str]| {
         command(binary)
             .env("XDG_STATE_HOME", state)

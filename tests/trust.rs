@@ -4,16 +4,12 @@
 mod common;
 
 use common::{
-    Daemon, get, numbered,
+    Daemon, free_port, get, numbered,
     proxy::Proxy,
     relay::{Act, Relay, honest},
     syncctl, wait_for,
 };
-use std::{net::TcpListener, path::Path, process::Command};
-
-fn free_port() -> String {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string()
-}
+use std::{path::Path, process::Command};
 
 fn copy(from: &Path, to: &Path) {
     let status = Command::new("cp").arg("-a").args([from, to]).status().unwrap();

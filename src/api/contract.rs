@@ -75,6 +75,7 @@ const CONDITION: &str = "unsupported_condition";
 const HEADER: &str = "unsupported_header";
 const CONDITIONAL_WRITE: &str = "writes cannot be conditional here";
 const CONDITIONAL_READ: &str = "answers have no validators that a condition could be compared with";
+const DIGEST: &str = "a body is not compared with a digest";
 const METHOD: &str = "the method of a request is the one in its first line";
 
 /// Headers that are refused.
@@ -98,6 +99,10 @@ const HEADERS: &[Refused] = &[
         "a value is sent as a whole",
     ),
     refused("range", Where::Writes, BAD_REQUEST, HEADER, "a value is written as a whole"),
+    refused("content-md5", Where::Writes, BAD_REQUEST, HEADER, DIGEST),
+    refused("content-digest", Where::Writes, BAD_REQUEST, HEADER, DIGEST),
+    refused("repr-digest", Where::Writes, BAD_REQUEST, HEADER, DIGEST),
+    refused("digest", Where::Writes, BAD_REQUEST, HEADER, DIGEST),
     refused("trailer", Where::All, BAD_REQUEST, HEADER, "fields after a body are not read"),
     refused("x-http-method-override", Where::All, BAD_REQUEST, HEADER, METHOD),
     refused("x-http-method", Where::All, BAD_REQUEST, HEADER, METHOD),

@@ -11,7 +11,7 @@ use crate::config::{Secret, is_loopback};
 use arc_swap::ArcSwapOption;
 use axum::{
     extract::{Request, State},
-    http::{HeaderMap, HeaderValue, Method, StatusCode, header},
+    http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header, uri::Authority},
     middleware::Next,
     response::{IntoResponse, Response},
 };
@@ -29,14 +29,21 @@ pub struct Tokens {
 
 /// Refuses requests from foreign pages and without the token.
 pub(super) async fn guard(State(api): State<Api>, request: Request, next: Next) -> Response {
-    let checked = check_host(request.headers(), api.address)
-        .and_then(|()| check_origin(request.headers()))
+    let host = host(&request);
+    let checked = check_host(host, request.version(), api.address)
+        .and_then(|()| check_origin(request.headers(), host.unwrap_or_default()))
         .and_then(|()| check_method(&api, request.method()))
         .and_then(|()| check_token(&api.tokens, request.method(), request.headers()));
     match checked {
         Ok(()) => next.run(request).await,
         Err(problem) => problem.into_response(),
     }
+}
+
+/// The host that is asked: of a target with one ('GET http://host/…'), else of the header (RFC 9112, 3.2.2).
+fn host(request: &Request) -> Option<&str> {
+    let target = request.uri().authority().map(Authority::as_str);
+    target.or_else(|| request.headers().get(header::HOST).and_then(|host| host.to_str().ok()))
 }
 
 /// The name in `Host` without its port.
@@ -48,23 +55,29 @@ fn host_name(host: &str) -> &str {
 }
 
 /// On loopback, only names of this machine are served.
-fn check_host(headers: &HeaderMap, address: IpAddr) -> Result<(), Problem> {
+fn check_host(host: Option<&str>, version: Version, address: IpAddr) -> Result<(), Problem> {
+    let Some(host) = host else {
+        // Probes of load balancers speak HTTP/1.0 and name none.
+        if version == Version::HTTP_10 && !address.is_loopback() {
+            return Ok(());
+        }
+        let detail = "a request names the host it asks: the Host header is missing or unreadable";
+        return Err(Problem::new(StatusCode::BAD_REQUEST, "missing_host", detail));
+    };
     if !address.is_loopback() {
         return Ok(());
     }
-    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
     if is_loopback(host_name(host)) {
         return Ok(());
     }
-    let detail = format!("the Host header names '{host}', which is not this machine");
+    let detail = format!("the request asks '{host}', which is not this machine");
     Err(Problem::new(StatusCode::MISDIRECTED_REQUEST, "foreign_host", detail))
 }
 
 /// A browser says where its page comes from; only the API's own origin may ask.
-fn check_origin(headers: &HeaderMap) -> Result<(), Problem> {
+fn check_origin(headers: &HeaderMap, host: &str) -> Result<(), Problem> {
     let Some(origin) = headers.get(header::ORIGIN) else { return Ok(()) };
     let origin = origin.to_str().unwrap_or("(unreadable)");
-    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
     if !host.is_empty() && origin.split_once("://").is_some_and(|(_, name)| name == host) {
         return Ok(());
     }

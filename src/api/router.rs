@@ -233,6 +233,10 @@ async fn wait_for_size(api: &Api, size: u64, timeout: Option<&str>) -> Result<()
         Some(text) => crate::config::duration(text)
             .map_err(|allowed| Problem::malformed(format!("'timeout={text}' is not {allowed}")))?,
     };
+    if timeout > WAIT_MAX {
+        let detail = format!("'timeout' is at most {}s", WAIT_MAX.as_secs());
+        return Err(Problem::malformed(detail));
+    }
     if api.backend.view().is_some_and(|view| view.size >= size) {
         return Ok(());
     }
@@ -242,7 +246,7 @@ async fn wait_for_size(api: &Api, size: u64, timeout: Option<&str>) -> Result<()
     let reached = tokio::select! {
         biased;
         () = api.drain.begun() => return Err(Problem::draining()),
-        reached = api.backend.wait_for_size(size, timeout.min(WAIT_MAX)) => reached,
+        reached = api.backend.wait_for_size(size, timeout) => reached,
     };
     if reached {
         return Ok(());

@@ -152,8 +152,9 @@ pub struct Core<E: Runtime> {
 pub async fn start<E: Runtime>(context: E, registry: &E, setup: Setup) -> Result<Core<E>, Error> {
     let Setup { connector, mut policy, sync, directory, guard, room } = setup;
     let errors = StorageErrors::new(registry);
-    let disk = Disk::new(guard.clone(), room, errors.clone());
     let pin_was_repaired = pin::check(&context, &policy).await?;
+    let guard = guard.with(&pin::partitions());
+    let disk = Disk::new(guard.clone(), room, errors.clone());
     let rotations = RotationStore::of_replica(context.child("publisher_keys")).await?;
     let learned = rotations.all();
     let of_storage = policy.of_storage(&learned);
@@ -168,7 +169,7 @@ pub async fn start<E: Runtime>(context: E, registry: &E, setup: Setup) -> Result
     let ledger = ledger.map(Arc::new);
     generations.guard_with(guard.clone());
     if let Some(ledger) = &ledger {
-        ledger.guard_with(guard);
+        ledger.guard_with(&guard);
     }
     if let Some(own) = &own {
         // Before anything of it is served.
@@ -270,7 +271,7 @@ async fn maintain<E: Runtime>(
     loop {
         context.sleep(MAINTENANCE_INTERVAL).await;
         let disk = &replica.disk;
-        if let Err(gone) = (disk.guard)() {
+        if let Err(gone) = disk.guard.check() {
             disk.errors.count("maintain");
             return database::Error::Gone(gone).into();
         }

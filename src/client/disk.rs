@@ -142,7 +142,7 @@ impl<E: Runtime> Replica<E> {
     }
 
     async fn try_reopen(&self, context: &E, failed: &Arc<Ledger<E>>) -> Result<(), ledger::Error> {
-        (self.disk.guard)().map_err(database::Error::Gone)?;
+        self.disk.guard.check().map_err(database::Error::Gone)?;
         if failed.is_readable().await {
             self.disk.check(COMMIT_ROOM).map_err(database::Error::Storage)?;
             probe(context).await?;
@@ -156,7 +156,7 @@ impl<E: Runtime> Replica<E> {
             let text = format!("commit {} is not in the log any more", head.checkpoint.sequence);
             database::Error::Corrupt(text)
         })?;
-        opened.guard_with(self.disk.guard.clone());
+        opened.guard_with(&self.disk.guard);
         let head = opened.head();
         self.ledger.store(Some(Arc::new(opened)));
         self.known.adopted(std::iter::once(&head), context.moment()).await;

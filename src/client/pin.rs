@@ -158,6 +158,11 @@ async fn begin<E: Runtime>(
 /// Records that every replica's storage has beside the pin.
 const BESIDE: [&str; 3] = [GENERATIONS_PARTITION, store::PARTITION, rotation::REPLICA_PARTITION];
 
+/// The partitions of every replica's small records.
+pub(super) fn partitions() -> Vec<String> {
+    BESIDE.iter().copied().chain([PARTITION]).map(String::from).collect()
+}
+
 /// Whether everything is there that a replica's storage has. Checked before anything of it is opened for writing.
 pub(super) async fn require_all<E: Runtime>(context: &E) -> Result<(), Error> {
     let mut missing = Vec::new();

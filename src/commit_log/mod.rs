@@ -152,7 +152,7 @@ pub fn partition_names(generation: u64) -> Vec<String> {
 }
 
 /// What a generation's mark is kept in.
-fn mark_partition(generation: u64) -> String {
+pub fn mark_partition(generation: u64) -> String {
     format!("{}{MARK_SUFFIX}", partition(generation))
 }
 
@@ -326,7 +326,7 @@ impl<E: Runtime> CommitLog<E> {
 
     /// Whether the storage is still where it was.
     pub fn check_guard(&self) -> Result<(), Error> {
-        self.guard.get().map_or(Ok(()), |guard| guard()).map_err(Error::Gone)
+        self.guard.get().map_or(Ok(()), |guard| guard.check()).map_err(Error::Gone)
     }
 
     /// The records that may be read now.

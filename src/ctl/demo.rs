@@ -151,13 +151,13 @@ fn play(
     wait_until_equal(stage, &server_api, &client_api)?;
     let equal = compare(stage, &server_api, &client_api, content)?;
     read_one(&client_api, updates, content)?;
-    say(look_next(&server, &client, &stage.path));
     if !equal {
         return Err(Failure::new(exit::DATA, "the records are not what was written"));
     }
     if args.exit {
         return Ok(());
     }
+    say(look_next(&server, &client, &stage.path));
     say("running on, with a change every second; Ctrl-C stops everything and removes it\n");
     trickle(stage, &server_api, &client_api, updates)
 }

@@ -119,7 +119,7 @@ impl<E: Runtime> Generations<E> {
 
     /// The generation that a state sync should build in: the one begun, else the next.
     pub async fn build(&mut self) -> Result<u64, Error> {
-        (self.guard)().map_err(Error::Gone)?;
+        self.guard.check().map_err(Error::Gone)?;
         if let Some(building) = self.building() {
             return Ok(building);
         }
@@ -134,7 +134,7 @@ impl<E: Runtime> Generations<E> {
 
     /// Makes `generation` the one that serves.
     pub async fn adopt(&mut self, generation: u64) -> Result<(), Error> {
-        (self.guard)().map_err(Error::Gone)?;
+        self.guard.check().map_err(Error::Gone)?;
         self.records
             .update(|records| {
                 records.insert(U64::new(ACTIVE), generation);

@@ -16,6 +16,9 @@ use std::{
 /// How long a peer in the middle of something may stand still before it makes room for others.
 pub const STALL_GRACE: Duration = Duration::from_secs(1);
 
+/// How long a peer may take over a head, a body or an answer before a full port asks who is slowest.
+pub const SLOW_GRACE: Duration = Duration::from_secs(2);
+
 /// How long a connection without a request has its place for sure: until it was looked at.
 pub const IDLE_GRACE: Duration = Duration::from_millis(250);
 
@@ -55,6 +58,10 @@ pub(super) struct Activity {
     started: Instant,
     /// Milliseconds from `started` to when bytes last went either way.
     moved_ms: AtomicU64,
+    /// Milliseconds from `started` to when the head, body or answer began that goes over it now.
+    part_ms: AtomicU64,
+    /// Bytes that went either way since then.
+    part_bytes: AtomicU64,
     is_in_service: AtomicBool,
     awaits_body: AtomicBool,
     is_blocked: AtomicBool,
@@ -65,16 +72,28 @@ impl Activity {
         Arc::new(Self {
             started: Instant::now(),
             moved_ms: AtomicU64::new(0),
+            part_ms: AtomicU64::new(0),
+            part_bytes: AtomicU64::new(0),
             is_in_service: AtomicBool::new(false),
             awaits_body: AtomicBool::new(false),
             is_blocked: AtomicBool::new(false),
         })
     }
 
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.age().as_millis()).unwrap_or(u64::MAX)
+    }
+
     /// Bytes went either way.
-    pub(super) fn moved(&self) {
-        let ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.moved_ms.store(ms, Ordering::Relaxed);
+    pub(super) fn moved(&self, bytes: usize) {
+        self.moved_ms.store(self.now_ms(), Ordering::Relaxed);
+        self.part_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Another head, body or answer begins.
+    fn begin_part(&self) {
+        self.part_ms.store(self.now_ms(), Ordering::Relaxed);
+        self.part_bytes.store(0, Ordering::Relaxed);
     }
 
     /// Whether an answer waits for the peer.
@@ -93,23 +112,40 @@ impl Activity {
         self.started.elapsed()
     }
 
+    /// What its peer is waited for, if it is.
+    fn waits(&self) -> Option<Reason> {
+        if self.is_blocked.load(Ordering::Relaxed) {
+            Some(Reason::SlowReader)
+        } else if self.awaits_body.load(Ordering::Relaxed) {
+            Some(Reason::SlowBody)
+        } else if self.is_in_service.load(Ordering::Relaxed) {
+            None
+        } else {
+            Some(Reason::Idle)
+        }
+    }
+
     /// Why the connection may be closed where its place is needed, if it may.
     pub(super) fn expendable(&self) -> Option<Reason> {
-        let (reason, grace) = if self.is_blocked.load(Ordering::Relaxed) {
-            (Reason::SlowReader, STALL_GRACE)
-        } else if self.awaits_body.load(Ordering::Relaxed) {
-            (Reason::SlowBody, STALL_GRACE)
-        } else if self.is_in_service.load(Ordering::Relaxed) {
-            return None;
-        } else {
-            (Reason::Idle, IDLE_GRACE)
-        };
+        let reason = self.waits()?;
+        let grace = if reason == Reason::Idle { IDLE_GRACE } else { STALL_GRACE };
         (self.quiet() >= grace).then_some(reason)
+    }
+
+    /// With how many bytes a second its peer sends or takes what it is waited for, if that takes
+    /// longer than [`SLOW_GRACE`].
+    pub(super) fn slowness(&self) -> Option<(u64, Reason)> {
+        let reason = self.waits()?;
+        let ms = self.now_ms().saturating_sub(self.part_ms.load(Ordering::Relaxed));
+        let is_long = u128::from(ms) >= SLOW_GRACE.as_millis();
+        let bytes = self.part_bytes.load(Ordering::Relaxed);
+        is_long.then(|| (bytes.saturating_mul(1000) / ms, reason))
     }
 
     /// A request is worked on until the returned value is dropped.
     pub(super) fn serve(self: &Arc<Self>) -> InService {
         self.is_in_service.store(true, Ordering::Relaxed);
+        self.begin_part();
         InService(self.clone())
     }
 }
@@ -122,6 +158,7 @@ impl Drop for InService {
     fn drop(&mut self) {
         self.0.awaits_body.store(false, Ordering::Relaxed);
         self.0.is_in_service.store(false, Ordering::Relaxed);
+        self.0.begin_part();
     }
 }
 
@@ -173,7 +210,8 @@ pub(super) struct Sent {
 }
 
 impl Sent {
-    pub(super) const fn new(body: Body, service: InService, room: Room) -> Self {
+    pub(super) fn new(body: Body, service: InService, room: Room) -> Self {
+        service.0.begin_part();
         Self { body, rest: Bytes::new(), _service: service, _room: room }
     }
 }
@@ -231,10 +269,30 @@ mod tests {
         assert_eq!(activity.expendable(), None, "a request is worked on");
         activity.set_blocked(true);
         assert_eq!(activity.expendable(), Some(Reason::SlowReader));
-        activity.moved();
+        activity.moved(1);
         assert_eq!(activity.expendable(), None, "its peer takes something");
         activity.set_blocked(false);
         drop(service);
         assert_eq!(activity.expendable(), None, "an answer has just gone");
+    }
+
+    #[test]
+    fn who_goes_on_slowly_is_known_by_the_rate() {
+        let mut activity = Activity::new();
+        let later = |activity: &mut Arc<Activity>, by: Duration| {
+            if let Some(activity) = Arc::get_mut(activity) {
+                activity.started -= by;
+            }
+        };
+        activity.moved(1000);
+        assert_eq!(activity.slowness(), None, "it has just begun");
+        later(&mut activity, SLOW_GRACE * 2);
+        activity.moved(1000);
+        assert_eq!(activity.expendable(), None, "something moves");
+        let (rate, reason) = activity.slowness().unwrap_or((0, Reason::Long));
+        assert_eq!(reason, Reason::Idle);
+        assert!((400..=500).contains(&rate), "{rate} bytes a second");
+        drop(activity.serve());
+        assert_eq!(activity.slowness(), None, "a request was answered");
     }
 }

@@ -93,7 +93,7 @@ impl Places {
     }
 
     /// A place, as soon as there is one. While there is none, a connection that waits for its peer
-    /// is closed: the one on which nothing has moved for longest.
+    /// is closed: the one on which nothing has moved for longest, else the slowest.
     pub(super) async fn take(&self) -> Place {
         let permit = loop {
             if let Ok(permit) = self.free.clone().try_acquire_owned() {
@@ -146,7 +146,8 @@ impl Places {
             Some((connection.activity.quiet(), *id, reason))
         });
         let quietest = expendable.max_by_key(|(quiet, ..)| *quiet);
-        let Some((quiet, id, reason)) = quietest.or_else(|| self.longest(&open)) else { return };
+        let chosen = quietest.or_else(|| slowest(&open)).or_else(|| self.longest(&open));
+        let Some((quiet, id, reason)) = chosen else { return };
         if let Some(connection) = open.remove(&id) {
             connection.task.abort();
             Self::count(&self.metrics, self.port, reason);
@@ -179,4 +180,14 @@ impl Places {
             !ends
         });
     }
+}
+
+/// The connection whose peer sends or takes its part of a request with the fewest bytes a second.
+fn slowest(open: &HashMap<u64, Open>) -> Option<(Duration, u64, Reason)> {
+    let slow = open.iter().filter_map(|(id, connection)| {
+        let (rate, reason) = connection.activity.slowness()?;
+        Some((rate, *id, connection.activity.quiet(), reason))
+    });
+    let (_, id, quiet, reason) = slow.min_by_key(|(rate, id, ..)| (*rate, *id))?;
+    Some((quiet, id, reason))
 }

@@ -82,7 +82,7 @@ impl Socket {
             self.activity.set_blocked(false);
         }
         self.patience.moved(bytes);
-        self.activity.moved();
+        self.activity.moved(bytes);
         if let Some(reader) = self.reader.take() {
             reader.wake();
         }
@@ -140,8 +140,9 @@ impl AsyncRead for Socket {
         }
         let before = buffer.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
-        if read.is_ready() && buffer.filled().len() > before {
-            self.activity.moved();
+        let bytes = buffer.filled().len() - before;
+        if read.is_ready() && bytes > 0 {
+            self.activity.moved(bytes);
         }
         read
     }

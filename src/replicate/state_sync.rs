@@ -81,7 +81,7 @@ pub async fn run<E: Runtime>(
             if state == signed_state(target) {
                 let ledger = Ledger::create(context, place, database, target.clone()).await?;
                 generations.adopt(generation).await?;
-                ledger.guard_with(generations.guard());
+                ledger.guard_with(&generations.guard());
                 return Ok(ledger);
             }
             format!("root {} instead of {}", state.root, checkpoint.root)
@@ -109,7 +109,7 @@ struct Guarded<E: Runtime> {
 impl<E: Runtime> Fetcher for Guarded<E> {
     async fn fetch(&self, fetch: Fetch) -> Result<Fetched, FetchError> {
         let fetched = self.source.fetch(fetch).await?;
-        (self.guard)().map_err(|_| FetchError::Cancelled)?;
+        self.guard.check().map_err(|_| FetchError::Cancelled)?;
         Ok(fetched)
     }
 }

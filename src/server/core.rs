@@ -159,7 +159,7 @@ pub async fn start<E: Runtime>(
     let opened = opening::open(&context, &setup, &errors).await?;
     let Opened { record, is_new, rotations, ledger, idempotency } = opened;
     let identity = record.identity();
-    ledger.guard_with(setup.guard.clone());
+    ledger.guard_with(&setup.guard.with(&opening::record_partitions()));
     let ledger = Arc::new(ledger);
     let server = registry.child("server");
     let (metrics, serve_metrics) = Metrics::new(&server, errors.clone());

@@ -130,6 +130,11 @@ async fn first_existing<E: Runtime>(context: &E) -> Result<Option<String>, stora
     Ok(None)
 }
 
+/// The partitions of every server's small records.
+pub(super) fn record_partitions() -> [String; 2] {
+    [state::PARTITION, rotation::PUBLISHER_PARTITION].map(String::from)
+}
+
 /// Whether everything is there that a complete storage has. Checked before anything of it is opened: opening makes what
 /// it does not find.
 pub(super) async fn require_all<E: Runtime>(context: &E, record: &Record) -> Result<(), Error> {

@@ -48,11 +48,12 @@ pub fn rotate_key(
         let successor = load_key(new_key, storage_dir, "publisher.key.next")?;
         hand_over(&context, &retired, &successor).await.map_err(failure)
     })?;
-    if new_key.is_none() {
-        rotated.kept = Some(exchange(storage_dir, &successor_path, rotated.from)?);
-    }
     let public = hex::encode(&rotated.successor);
     keys::write_public_file(&daemon::public_dir(storage_dir), "publisher.pub", &public)?;
+    if new_key.is_none() {
+        // Last: with the successor's file gone, another run would make another successor.
+        rotated.kept = Some(exchange(storage_dir, &successor_path, rotated.from)?);
+    }
     Ok(rotated)
 }
 

@@ -11,8 +11,10 @@ use std::{
     collections::BTreeMap,
     fs::File,
     io::Read as _,
+    net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
+    sync::atomic::{AtomicU16, Ordering},
     time::{Duration, Instant},
 };
 
@@ -29,6 +31,21 @@ pub fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
         assert!(Instant::now() < deadline, "not within {DEADLINE:?}: {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// A port for a daemon that may be started again on it. It is none of those that the system gives to outgoing
+/// connections, of which one could have taken it in the meantime.
+pub fn free_port() -> String {
+    const FIRST: u16 = 12_000;
+    const COUNT: u16 = 20_000;
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    // Test binaries that run at the same time begin at different ports.
+    let start = std::process::id().wrapping_mul(97) as u16 % COUNT;
+    wait_for("a port is free", || {
+        let next = NEXT.fetch_add(1, Ordering::Relaxed) % COUNT;
+        let port = FIRST + (start + next) % COUNT;
+        TcpListener::bind(("127.0.0.1", port)).is_ok().then(|| port.to_string())
+    })
 }
 
 pub fn agent() -> ureq::Agent {
@@ -181,7 +198,8 @@ impl Daemon {
     /// A server with the generator off and a free port, unless `options` say otherwise.
     pub fn server(storage: &Path, options: &[&str]) -> Self {
         let mut all = Vec::new();
-        for default in [["-o", "0"], ["-i", "0"], ["--port", "0"]] {
+        let port = free_port();
+        for default in [["-o", "0"], ["-i", "0"], ["--port", &port]] {
             if !options.contains(&default[0]) {
                 all.extend(default);
             }

@@ -111,6 +111,16 @@ fn what_a_request_means_is_honoured_or_refused() {
         ("PUT", "/v1/keys/lock?ttl=60", &[], b"2", 400, "unknown_parameter"),
         ("DELETE", "/v1/keys/lock?dry_run=true", &[], b"", 400, "unknown_parameter"),
         ("POST", "/v1/batch?atomic=false", &[], b"", 400, "unknown_parameter"),
+        ("PUT", "/v1/keys/lock", &[("content-md5", "AAAA")], b"2", 400, "unsupported_header"),
+        (
+            "POST",
+            "/v1/batch",
+            &[("content-digest", "sha-256=:AA==:")],
+            b"",
+            400,
+            "unsupported_header",
+        ),
+        ("GET", "/v1/keys/lock?min_size=999999&timeout=61s", &[], b"", 400, "malformed"),
         ("POST", "/v1/append?at=3", &[], b"", 400, "unknown_parameter"),
         ("GET", "/v1/keys/lock?min-size=999999", &[], b"", 400, "unknown_parameter"),
         ("GET", "/v1/keys/lock?prof=true", &[], b"", 400, "unknown_parameter"),
@@ -142,6 +152,17 @@ fn what_a_request_means_is_honoured_or_refused() {
         let answer = send(method, &format!("{}{path}", server.api), &all, body);
         assert_eq!(answer.status, *status, "{method} {path} {headers:?}: {answer:?}");
         assert_eq!(answer.json()["code"], *code, "{method} {path} {headers:?}");
+    }
+    // Which host is asked is part of what a request means.
+    for (request, status) in [
+        ("GET /v1/status HTTP/1.1\r\n", 400),
+        ("GET /v1/status HTTP/1.0\r\n", 400),
+        ("GET http://evil.example/v1/status HTTP/1.1\r\nhost: localhost\r\n", 421),
+        ("GET http://localhost/v1/status HTTP/1.1\r\nhost: evil.example\r\n", 200),
+    ] {
+        let request = format!("{request}connection: close\r\n\r\n");
+        let answer = read_all(open(&server.api, request.as_bytes()));
+        assert!(answer.contains(&format!(" {status} ")), "{request}: {answer}");
     }
     // What no library sends.
     for (lines, status) in [
@@ -218,6 +239,78 @@ impl Drop for Sipping {
     fn drop(&mut self) {
         self.ended.store(true, Ordering::Relaxed);
         let _ = self.thread.take().map(std::thread::JoinHandle::join);
+    }
+}
+
+/// Callers that never stand still and never come to an end, more than a port has places.
+struct Dripping {
+    ended: Arc<AtomicBool>,
+    passes: Arc<AtomicUsize>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Dripping {
+    /// Each sends `first`, then `drop` over and over.
+    fn start(url: &str, first: &str, drop: &'static [u8], count: usize) -> Self {
+        let (ended, passes) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let (url, first) = (url.to_string(), first.to_string());
+        let (end, passed) = (ended.clone(), passes.clone());
+        let thread = std::thread::spawn(move || {
+            let drip = || {
+                let stream = open(&url, first.as_bytes());
+                stream.set_nonblocking(true).unwrap();
+                stream
+            };
+            let mut streams: Vec<_> = (0..count).map(|_| drip()).collect();
+            while !end.load(Ordering::Relaxed) {
+                for stream in &mut streams {
+                    let is_open = match stream.write(drop) {
+                        Ok(_) => true,
+                        Err(error) => error.kind() == ErrorKind::WouldBlock,
+                    };
+                    if !is_open {
+                        *stream = drip();
+                    }
+                }
+                passed.fetch_add(1, Ordering::Relaxed);
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        });
+        Self { ended, passes, thread: Some(thread) }
+    }
+}
+
+impl Drop for Dripping {
+    fn drop(&mut self) {
+        self.ended.store(true, Ordering::Relaxed);
+        let _ = self.thread.take().map(std::thread::JoinHandle::join);
+    }
+}
+
+/// Heads and bodies that come in drops, fast enough to count as moving: the slowest makes room.
+#[test]
+fn what_comes_in_drops_keeps_nobody_out() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = Daemon::server(&directory.path().join("server"), &[]);
+    let places = syncd::http::CONNECTIONS_MAX;
+    let head =
+        "POST /v1/batch HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/x-ndjson\r\n";
+    let body = format!("{head}content-length: 12000000\r\n\r\n");
+    for (reason, first, drop) in
+        [("idle", head, &b"a: b\r\n"[..1]), ("slow_body", body.as_str(), &[b'\n'; 1100][..])]
+    {
+        let dripping = Dripping::start(&server.api, first, drop, places);
+        wait_for("they drip", || (dripping.passes.load(Ordering::Relaxed) > 30).then_some(()));
+        for _ in 0..3 {
+            let started = Instant::now();
+            let url = format!("{}/v1/status", server.api);
+            let answer = wait_for("there is an answer", || try_get(&url));
+            assert_eq!(answer.status, 200, "{answer:?}");
+            assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+        }
+        std::mem::drop(dripping);
+        let label = format!("syncd_http_rejected_total{{port=\"api\",reason=\"{reason}\"}}");
+        assert!(server.metric(&label) > 0.0, "{reason}");
     }
 }
 

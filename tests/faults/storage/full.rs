@@ -1,10 +1,9 @@
 //! A replica's disk is full. Needs root, to mount file systems that are small.
 
-use crate::common::{Daemon, get, wait_for};
+use crate::common::{Daemon, free_port, get, wait_for};
 use std::{
     fs::File,
     io::Write as _,
-    net::TcpListener,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -98,8 +97,7 @@ fn a_replica_on_a_full_disk_serves_on_and_recovers() {
     let root = server.root();
     small.fill();
     server.write_many("again", 20, 10);
-    let port = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let (api, metrics) = (port().to_string(), port().to_string());
+    let (api, metrics) = (free_port(), free_port());
     // Where it listens cannot be written down.
     let mut client =
         server.spawn_client(&storage, &["--api-port", &api, "--metrics-port", &metrics]);

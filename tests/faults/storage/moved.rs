@@ -48,6 +48,30 @@ fn a_server_whose_directory_is_gone_acknowledges_nothing() {
     }
 }
 
+/// Every part of the storage that was there when it was opened is watched, not only its root.
+#[test]
+fn a_server_that_loses_a_part_acknowledges_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut parts = 0;
+    for number in 0.. {
+        let storage = directory.path().join(number.to_string());
+        let mut server = Daemon::server(&storage, &[]);
+        assert_eq!(put(&server, "before"), Some(200));
+        let mut names: Vec<_> =
+            std::fs::read_dir(storage.join("data")).unwrap().map(|entry| entry.unwrap()).collect();
+        names.retain(|entry| entry.file_type().unwrap().is_dir());
+        names.sort_by_key(|entry| entry.file_name());
+        let Some(part) = names.get(number) else { break };
+        std::fs::remove_dir_all(part.path()).unwrap();
+        assert_ne!(put(&server, "after"), Some(200), "acknowledged without {part:?}");
+        assert_eq!(server.wait().code(), Some(74), "{part:?}: {}", server.log_tail());
+        let log = server.log_tail();
+        assert!(log.contains(&*part.file_name().to_string_lossy()), "{part:?}: {log}");
+        parts += 1;
+    }
+    assert!(parts > 8, "{parts}");
+}
+
 /// A server that nobody writes to finds out as well.
 #[test]
 fn an_idle_server_whose_directory_is_gone_ends() {
