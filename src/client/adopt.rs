@@ -17,7 +17,12 @@ pub fn adopt_database(storage_dir: &Path, database: DatabaseId) -> Result<Databa
     })
 }
 
-async fn adopt<E: Runtime>(context: &E, database: DatabaseId) -> Result<DatabaseId, Error> {
+/// Pins the storage of `context` to `database`, as [`adopt_database`] does.
+///
+/// # Errors
+///
+/// A storage that is no replica's, or of another layout.
+pub async fn adopt<E: Runtime>(context: &E, database: DatabaseId) -> Result<DatabaseId, Error> {
     let pinned = pin::read(context).await?.ok_or(Error::NotPinned)?;
     if pinned.layout != LAYOUT_VERSION {
         return Err(Error::Layout { found: pinned.layout, ours: LAYOUT_VERSION });

@@ -1,6 +1,6 @@
 //! The replica's daemon: connects, verifies, follows, answers reads.
 
-mod adopt;
+pub mod adopt;
 pub mod backend;
 pub mod connection;
 pub mod core;

@@ -62,7 +62,12 @@ pub fn new_epoch(
     Ok(epoch)
 }
 
-async fn begin<E: Runtime>(
+/// Begins a new epoch in the storage of `context`, as [`new_epoch`] does.
+///
+/// # Errors
+///
+/// As there.
+pub async fn begin<E: Runtime>(
     context: &E,
     publisher: &PrivateKey,
     discard: bool,

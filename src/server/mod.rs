@@ -2,13 +2,13 @@
 
 pub mod backend;
 pub mod core;
-mod epoch;
+pub mod epoch;
 pub mod generator;
 pub mod idempotency;
 mod metrics;
 mod opening;
 pub mod publisher;
-mod rotate;
+pub mod rotate;
 mod run;
 pub mod state;
 

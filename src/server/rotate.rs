@@ -69,7 +69,13 @@ fn exchange(storage_dir: &Path, successor: &Path, from: u64) -> Result<PathBuf, 
     Ok(kept)
 }
 
-async fn hand_over<E: Runtime>(
+/// Lets `successor` sign from the next commit on, in the storage of `context`. Safe to run again with the same keys if it
+/// was interrupted.
+///
+/// # Errors
+///
+/// Names what is wrong with the storage or the keys; nothing was changed then.
+pub async fn hand_over<E: Runtime>(
     context: &E,
     retired: &PrivateKey,
     successor: &PrivateKey,

@@ -3,6 +3,7 @@
 //! The model is told of every answer, every signed state that anybody saw, and what each replica
 //! served, knew and said. It knows nothing of how the product works.
 
+use commonware_cryptography::ed25519::PublicKey;
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::Duration,
@@ -10,7 +11,7 @@ use std::{
 use syncd::{
     api::Receipt,
     checkpoint::{Checkpoint, SignedCheckpoint},
-    database::types::DatabaseId,
+    database::types::{Change, DatabaseId},
 };
 
 /// A replica must have written down what it knows after this time at the latest; until then a
@@ -29,11 +30,25 @@ pub struct Acknowledged {
 pub struct Answered {
     pub request: syncd::api::WriteRequest,
     pub receipt: Receipt,
+    /// First record of the log that it was carried over into by a new epoch.
+    carried: Option<u64>,
+}
+
+impl Answered {
+    pub fn new(request: syncd::api::WriteRequest, receipt: Receipt) -> Self {
+        Self { request, receipt, carried: None }
+    }
+
+    /// Whether it is answered the same while `first` is the first record of the log.
+    pub fn is_promised(&self, first: u64) -> bool {
+        self.carried.unwrap_or(self.receipt.sequence) >= first
+    }
 }
 
 /// What one replica did so far.
-#[derive(Default)]
 pub struct Replica {
+    /// Which database it is pinned to, and whose signature it was told to trust.
+    pinned: (DatabaseId, PublicKey),
     /// Newest state that it served.
     served: u64,
     /// What it knew, and since when.
@@ -42,39 +57,126 @@ pub struct Replica {
     behind_since: Option<Duration>,
 }
 
+impl Replica {
+    fn new(database: DatabaseId, trusted: PublicKey) -> Self {
+        Self { pinned: (database, trusted), served: 0, known: Vec::new(), behind_since: None }
+    }
+}
+
+/// The one history of a database.
+#[derive(Default)]
+struct History {
+    /// Every signed state that anybody saw.
+    signed: BTreeMap<u64, Checkpoint>,
+    /// When each was first seen.
+    first_seen: BTreeMap<u64, Duration>,
+    /// Who signs, each from a commit on.
+    keys: Vec<(u64, PublicKey)>,
+}
+
 #[derive(Default)]
 pub struct Model {
-    /// Identity of the database, once there is one.
-    pub database: Option<DatabaseId>,
-    /// The one history: every signed state that anybody saw.
-    signed: BTreeMap<u64, Checkpoint>,
+    /// Identity of the present database, once there is one.
+    database: Option<DatabaseId>,
+    histories: BTreeMap<DatabaseId, History>,
     pub acknowledged: BTreeMap<u64, Acknowledged>,
     pub answered: Vec<Answered>,
     /// Values that may be there, whether or not they were acknowledged.
     pub attempted: BTreeSet<u64>,
+    /// Values of requests that were asked again when nothing was promised of them any more.
+    pub twice: BTreeSet<u64>,
     newest_receipt: u64,
-    /// When each state was first seen.
-    first_seen: BTreeMap<u64, Duration>,
-    pub replicas: Vec<Replica>,
+    replicas: Vec<Replica>,
 }
 
 impl Model {
+    /// A publisher is up.
+    pub fn begin(&mut self, database: DatabaseId, publisher: PublicKey) {
+        let known = *self.database.get_or_insert(database);
+        assert_eq!(known, database, "the publisher has another identity");
+        let keys = &mut self.histories.entry(database).or_default().keys;
+        if keys.is_empty() {
+            keys.push((0, publisher));
+        }
+    }
+
+    /// The present database has another key from `from` on.
+    pub fn rotated(&mut self, from: u64, successor: PublicKey) {
+        self.present().keys.push((from, successor));
+    }
+
+    /// The present database goes on under another identity; the log that was there began at `first`.
+    pub fn new_epoch(&mut self, database: DatabaseId, publisher: PublicKey, first: u64) {
+        let base = self.newest();
+        self.answered.retain(|answered| answered.is_promised(first));
+        self.answered.iter_mut().for_each(|answered| answered.carried = Some(base));
+        self.database = None;
+        self.begin(database, publisher);
+    }
+
+    fn present(&mut self) -> &mut History {
+        let database = self.database.unwrap();
+        self.histories.get_mut(&database).unwrap()
+    }
+
+    /// There is another replica, configured for the present database and key.
+    pub fn enrol(&mut self) {
+        let (_, key) = self.present().keys.last().unwrap().clone();
+        let database = self.database.unwrap();
+        self.replicas.push(Replica::new(database, key));
+    }
+
+    /// What a replica is configured with.
+    pub fn pinned(&self, index: usize) -> (DatabaseId, PublicKey) {
+        self.replicas[index].pinned.clone()
+    }
+
+    /// A replica is configured with another key.
+    pub fn trust(&mut self, index: usize, key: PublicKey) {
+        self.replicas[index].pinned.1 = key;
+    }
+
+    /// A replica was given to another database, by hand.
+    pub fn adopted(&mut self, index: usize, database: DatabaseId, trusted: PublicKey) {
+        self.replicas[index] = Replica::new(database, trusted);
+    }
+
     /// Somebody saw a signed state.
     pub fn saw(&mut self, signed: &SignedCheckpoint, now: Duration) {
         let state = &signed.checkpoint;
         assert!(signed.signature_is_valid(), "a signature is wrong: {signed:?}");
-        let known = self.signed.entry(state.sequence).or_insert_with(|| state.clone());
+        let history = self.histories.get_mut(&state.database);
+        let history = history.unwrap_or_else(|| panic!("nobody made this database: {state:?}"));
+        let key = history.keys.iter().rev().find(|(from, _)| *from <= state.sequence);
+        assert!(
+            key.is_some_and(|(_, key)| *key == signed.publisher),
+            "commit {} was signed by a key that may not: {signed:?}",
+            state.sequence
+        );
+        let known = history.signed.entry(state.sequence).or_insert_with(|| state.clone());
         assert!(
             known.same_state(state),
             "two states were signed for commit {}:\n{known:?}\n{state:?}",
             state.sequence
         );
-        self.first_seen.entry(state.sequence).or_insert(now);
+        history.first_seen.entry(state.sequence).or_insert(now);
     }
 
-    /// Newest sequence that anybody saw.
+    /// Newest sequence of the present database that anybody saw.
     pub fn newest(&self) -> u64 {
-        self.signed.keys().next_back().copied().unwrap_or(0)
+        let history = self.database.and_then(|database| self.histories.get(&database));
+        history.and_then(|history| history.signed.keys().next_back().copied()).unwrap_or(0)
+    }
+
+    /// A request was asked again after its record was trimmed.
+    pub fn may_be_twice(&mut self, changes: &[Change]) {
+        let values = changes.iter().filter_map(|change| match change {
+            Change::Put { value, .. } | Change::Append { value } => {
+                value.as_slice().try_into().ok()
+            }
+            Change::Delete { .. } => None,
+        });
+        self.twice.extend(values.map(u64::from_be_bytes));
     }
 
     /// A write was answered.
@@ -103,7 +205,8 @@ impl Model {
             self.newest()
         );
         for (sequence, found) in records {
-            if let Some(state) = self.signed.get(sequence) {
+            let history = &self.histories[&found.database];
+            if let Some(state) = history.signed.get(sequence) {
                 assert!(found.same_state(state), "commit {sequence} is another one");
             }
         }
@@ -118,14 +221,12 @@ impl Model {
     /// A replica serves a state.
     pub fn served(&mut self, index: usize, head: &SignedCheckpoint, now: Duration) {
         let state = &head.checkpoint;
-        let known = self.signed.get(&state.sequence);
-        assert!(
-            known.is_none_or(|known| known.same_state(state)),
-            "replica {index} serves what the publisher did not sign: {state:?}"
-        );
         self.saw(head, now);
-        let newest = self.newest();
-        let next_seen = self.first_seen.range(state.sequence + 1..).next().map(|(_, at)| *at);
+        let database = self.replicas[index].pinned.0;
+        assert_eq!(state.database, database, "replica {index} serves another database");
+        let history = &self.histories[&database];
+        let newest = history.signed.keys().next_back().copied().unwrap_or(0);
+        let next_seen = history.first_seen.range(state.sequence + 1..).next().map(|(_, at)| *at);
         let replica = &mut self.replicas[index];
         assert!(
             state.sequence >= replica.served,

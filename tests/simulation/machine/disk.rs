@@ -87,6 +87,15 @@ struct State {
     fails_syncs: bool,
 }
 
+impl State {
+    fn durable(&self) -> BTreeMap<Key, File> {
+        let files = self.files.iter();
+        files
+            .map(|(key, file)| (key.clone(), File::new(file.version, file.durable.clone())))
+            .collect()
+    }
+}
+
 /// The disk of a machine; outlives its crashes.
 #[derive(Clone, Default)]
 pub struct Disk(Arc<Mutex<State>>);
@@ -100,6 +109,18 @@ impl Disk {
     /// Whether syncs fail.
     pub fn set_fails_syncs(&self, fails: bool) {
         self.0.lock().unwrap().fails_syncs = fails;
+    }
+
+    /// A disk with what is durable on this one.
+    pub fn copy(&self) -> Self {
+        let files = self.0.lock().unwrap().durable();
+        Self(Arc::new(Mutex::new(State { files, ..State::default() })))
+    }
+
+    /// Holds what is durable on `other`, and nothing else.
+    pub fn replace(&self, other: &Self) {
+        let files = other.0.lock().unwrap().durable();
+        self.0.lock().unwrap().files = files;
     }
 
     /// The power is cut: what was not synced is kept or lost, each write and each page on its own.

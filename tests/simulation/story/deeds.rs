@@ -1,0 +1,259 @@
+//! What happens in a story.
+
+use super::{Cast, Client, Disorder, Process, Story, lies};
+use crate::{
+    Act, Relay,
+    machine::{Crash, Point},
+};
+use commonware_cryptography::{Signer as _, ed25519::PrivateKey};
+use std::{
+    sync::{Mutex, atomic::Ordering},
+    time::Duration,
+};
+
+/// Something that happens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Deed {
+    CrashServer,
+    CrashClient,
+    Restart,
+    Absence,
+    Cut,
+    NetworkDown,
+    Lies,
+    ClockSteps,
+    DiskFull,
+    SyncsFail,
+    AskAgain,
+    Prove,
+    Read,
+    Export,
+    Rotate,
+    Epoch,
+    Restore,
+    Revoke,
+}
+
+impl Deed {
+    /// All, with how often each happens beside the others.
+    pub const ALL: [(Self, u64); 18] = [
+        (Self::CrashServer, 8),
+        (Self::CrashClient, 4),
+        (Self::Restart, 2),
+        (Self::Absence, 3),
+        (Self::Cut, 2),
+        (Self::NetworkDown, 2),
+        (Self::Lies, 4),
+        (Self::ClockSteps, 2),
+        (Self::DiskFull, 2),
+        (Self::SyncsFail, 1),
+        (Self::AskAgain, 2),
+        (Self::Prove, 2),
+        (Self::Read, 2),
+        (Self::Export, 2),
+        (Self::Rotate, 2),
+        (Self::Epoch, 1),
+        (Self::Restore, 3),
+        (Self::Revoke, 1),
+    ];
+
+    pub fn name(self) -> String {
+        format!("{self:?}").to_lowercase()
+    }
+
+    pub fn parse(name: &str) -> Self {
+        let known = Self::ALL.iter().find(|(deed, _)| deed.name() == name);
+        known.unwrap_or_else(|| panic!("'{name}' is no deed")).0
+    }
+}
+
+impl Story {
+    fn draw_deed(&self) -> Option<Deed> {
+        let total = Deed::ALL.iter().map(|(_, weight)| weight).sum();
+        let mut at = self.world.draw(0, total);
+        for (deed, weight) in Deed::ALL {
+            if at < weight {
+                return (!self.cut.without.contains(&deed)).then_some(deed);
+            }
+            at -= weight;
+        }
+        None
+    }
+
+    /// Something happens.
+    pub(super) async fn act(&self, cast: &mut Cast, relay: &Relay, disorder: &mut Disorder) {
+        let world = &self.world;
+        let index = world.draw(0, self.replicas() as u64) as usize;
+        match self.draw_deed() {
+            None => {}
+            Some(Deed::CrashServer) => self.crash_server(cast, disorder).await,
+            Some(Deed::CrashClient) => self.crash_client(cast, disorder, index).await,
+            Some(Deed::Restart) => {
+                if let Some(server) = cast.server.take() {
+                    self.publisher.lock().unwrap().take();
+                    self.stop(server).await;
+                    world.sleep(world.draw_time(Duration::from_secs(3))).await;
+                    self.revive_server(cast).await;
+                }
+            }
+            Some(Deed::Absence) => self.absence(cast, disorder, index).await,
+            Some(Deed::Cut) => {
+                world.step("every connection is cut");
+                world.net.cut(world);
+            }
+            Some(Deed::NetworkDown) => {
+                world.step("the network is down");
+                world.net.set_down(true);
+                world.net.cut(world);
+                let time = Duration::from_millis(world.draw(100, 40_000));
+                self.pass(cast, disorder, time).await;
+                world.net.set_down(false);
+                world.step("the network is up");
+            }
+            Some(Deed::Lies) => self.lies(cast, relay, disorder).await,
+            Some(Deed::ClockSteps) => self.clock_steps(cast, disorder, index).await,
+            Some(Deed::DiskFull) => {
+                let (disk, name) = match world.draw(0, 2) {
+                    0 => (&self.server_disk, "the publisher's"),
+                    _ => (&self.client_disks[index], "a replica's"),
+                };
+                world.step(format!("{name} disk is full"));
+                disk.set_full(true);
+                self.pass(cast, disorder, Duration::from_millis(world.draw(10, 3000))).await;
+                disk.set_full(false);
+            }
+            Some(Deed::SyncsFail) => {
+                let (disk, name) = match world.draw(0, 2) {
+                    0 => (&self.server_disk, "the publisher's"),
+                    _ => (&self.client_disks[index], "a replica's"),
+                };
+                world.step(format!("{name} disk fails"));
+                disk.set_fails_syncs(true);
+                self.pass(cast, disorder, Duration::from_millis(world.draw(10, 2000))).await;
+                disk.set_fails_syncs(false);
+            }
+            Some(Deed::AskAgain) => {
+                for _ in 0..10 {
+                    self.ask_again(cast).await;
+                }
+                self.set_again(cast).await;
+            }
+            Some(Deed::Prove) => {
+                for _ in 0..5 {
+                    self.prove(cast).await;
+                }
+            }
+            Some(Deed::Read) => self.read(cast).await,
+            Some(Deed::Export) => self.export(cast, disorder).await,
+            Some(Deed::Rotate) => self.rotate(cast).await,
+            Some(Deed::Epoch) => self.new_epoch(cast, disorder).await,
+            Some(Deed::Restore) => self.restore(cast, disorder).await,
+            Some(Deed::Revoke) => self.revoke(cast, disorder).await,
+        }
+        let time = match world.draw(0, 4) {
+            0 => Duration::from_millis(world.draw(1, 50)),
+            1 | 2 => Duration::from_millis(world.draw(50, 1000)),
+            _ => Duration::from_millis(world.draw(1000, 6000)),
+        };
+        self.pass(cast, disorder, time).await;
+    }
+
+    async fn crash_server(&self, cast: &mut Cast, disorder: &Disorder) {
+        let world = &self.world;
+        let crash = match world.draw(0, 10) {
+            0..=2 => Crash::At(Point::Acknowledged, world.draw(1, 12), ""),
+            3 => Crash::At(Point::Sync, world.draw(1, 12), "commits"),
+            4 => Crash::At(Point::Synced, world.draw(1, 12), "commits"),
+            5 => Crash::At(Point::Write, world.draw(1, 30), ""),
+            6 => Crash::At(Point::Remove, 1, "commits"),
+            7 => Crash::At(Point::Synced, world.draw(1, 20), "-operations"),
+            8 => Crash::At(Point::Send, world.draw(1, 30), ""),
+            _ => Crash::AtPoll(0),
+        };
+        let Some(server) = &cast.server else { return };
+        let crash = match crash {
+            Crash::AtPoll(_) => Crash::AtPoll(server.life.polls() + world.draw(1, 2000)),
+            crash => crash,
+        };
+        world.step(format!("the publisher will crash: {crash:?}"));
+        server.life.crash_at(crash);
+        self.pass(cast, disorder, Duration::from_millis(world.draw(50, 2500))).await;
+    }
+
+    async fn crash_client(&self, cast: &mut Cast, disorder: &Disorder, index: usize) {
+        let world = &self.world;
+        let Some(client) = &cast.clients[index] else { return };
+        let crash = match world.draw(0, 6) {
+            0 => Crash::At(Point::Sync, world.draw(1, 20), "commits"),
+            1 => Crash::At(Point::Synced, world.draw(1, 20), "commits"),
+            2 => Crash::At(Point::Write, world.draw(1, 40), ""),
+            3 => Crash::At(Point::Write, world.draw(1, 3), "generations"),
+            4 => Crash::At(Point::Remove, world.draw(1, 4), ""),
+            _ => Crash::AtPoll(client.life.polls() + world.draw(1, 3000)),
+        };
+        world.step(format!("replica {index} will crash: {crash:?}"));
+        client.life.crash_at(crash);
+        self.pass(cast, disorder, Duration::from_millis(world.draw(50, 2500))).await;
+    }
+
+    /// A replica is away, perhaps until the log no longer reaches back.
+    async fn absence(&self, cast: &mut Cast, disorder: &Disorder, index: usize) {
+        let Some(client) = cast.clients[index].take() else { return };
+        self.follow_the_keys(index, &client);
+        let in_order = self.stop(client).await;
+        let crashed = self.now();
+        let time = Duration::from_millis(self.world.draw(10, 12_000));
+        self.pass(cast, disorder, time).await;
+        self.revive_client(cast, index, crashed, in_order).await;
+    }
+
+    async fn clock_steps(&self, cast: &mut Cast, disorder: &mut Disorder, index: usize) {
+        let world = &self.world;
+        let (skew, name) = match world.draw(0, 3) {
+            0 => (&self.client_skews[index], "a replica's"),
+            _ => (&self.server_skew, "the publisher's"),
+        };
+        let range = [2_000, 60_000, 7_200_000][world.draw(0, 3) as usize];
+        let by = world.draw(0, 2 * range) as i64 - range as i64;
+        world.step(format!("{name} clock steps by {by} ms"));
+        disorder.clocks_until = Duration::MAX;
+        skew.step(by);
+        let time = Duration::from_millis(world.draw(100, 8000));
+        self.pass(cast, disorder, time).await;
+        world.step(format!("{name} clock is right again"));
+        skew.step(-by);
+        disorder.clocks_until = self.now() + Duration::from_secs(30);
+    }
+
+    /// Whoever is between lies for a while.
+    async fn lies(&self, cast: &mut Cast, relay: &Relay, disorder: &Disorder) {
+        let world = self.world.clone();
+        let seen = Mutex::new(Vec::new());
+        let stolen = self.stolen_key(cast);
+        let habit = match stolen {
+            Some(_) if world.one_in(2) => lies::THIEF,
+            _ => world.draw(0, lies::HABITS),
+        };
+        world.step(format!("the relay lies, by habit {habit}"));
+        let liar = world.clone();
+        relay.tamper(move |message| {
+            lies::lie(&liar, habit, stolen.as_ref(), &mut seen.lock().unwrap(), message)
+        });
+        let time = Duration::from_millis(world.draw(200, 6000));
+        self.pass(cast, disorder, time).await;
+        relay.act(Act::Honest);
+        world.step("the relay is honest");
+    }
+
+    /// A key that was retired, where every replica has learned that.
+    fn stolen_key(&self, cast: &Cast) -> Option<PrivateKey> {
+        let seed = self.publisher_seed.load(Ordering::Relaxed).checked_sub(1)?;
+        let stolen = PrivateKey::from_seed(seed);
+        let is_retired = |client: &Process<Client>| {
+            let rotations = client.parts.known.rotations();
+            rotations.0.iter().any(|rotation| rotation.retired == stolen.public_key())
+        };
+        let all = cast.clients.iter().all(|client| client.as_ref().is_some_and(is_retired));
+        all.then_some(stolen)
+    }
+}
