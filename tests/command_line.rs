@@ -494,7 +494,9 @@ fn ports_answer_and_a_second_signal_ends_at_once() {
     let mut stuck = std::net::TcpStream::connect(address).unwrap();
     let head = "PUT /v1/keys/a HTTP/1.1\r\nhost: localhost\r\ncontent-type: text/plain\r\ncontent-length: 10\r\n\r\n";
     std::io::Write::write_all(&mut stuck, head.as_bytes()).unwrap();
-    std::thread::sleep(std::time::Duration::from_millis(200));
+    wait_for("the request is there", || {
+        (server.metric("syncd_http_connections{port=\"api\"}") >= 1.0).then_some(())
+    });
     server.signal(rustix::process::Signal::TERM);
     wait_for("the server drains", || {
         (get(&format!("{}/readyz", server.metrics)).status == 503).then_some(())

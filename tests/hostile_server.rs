@@ -336,7 +336,7 @@ fn a_frozen_world_is_noticed() {
     let ready = |scene: &Scene| get(&format!("{}/readyz", scene.client.metrics)).status == 200;
     wait_for("the client is ready", || ready(&scene).then_some(()));
     let (size, root) = (scene.client.size(), scene.client.root());
-    let welcome = Arc::new(Mutex::new(None));
+    let (welcome, connections) = (Arc::new(Mutex::new(None)), scene.relay.connections());
     // The first greeting for ever, and nothing after it but the answers to pings.
     scene.relay.tamper(move |message| match message {
         FromServer::Reply(reply) => {
@@ -345,7 +345,7 @@ fn a_frozen_world_is_noticed() {
         FromServer::Message(ServerMessage::Pong) => vec![ServerMessage::Pong.encode()],
         FromServer::Message(_) => Vec::new(),
     });
-    std::thread::sleep(Duration::from_millis(500));
+    wait_for("the client comes again", || (scene.relay.connections() > connections).then_some(()));
     scene.write(5);
     wait_for("the client is not ready any more", || (!ready(&scene)).then_some(()));
     let lag = || scene.client.metric("syncd_client_sync_lag_seconds");

@@ -236,7 +236,10 @@ fn defaults_find_each_other_in_either_order() {
             .unwrap()
     };
     let mut client = start("syncd-client", "client", &["--server", &format!("127.0.0.1:{port}")]);
-    std::thread::sleep(Duration::from_millis(500));
+    wait_for("the client looks for the keys of a server", || {
+        let log = std::fs::read_to_string(state.join("client.log")).ok()?;
+        log.contains("waiting for the keys of a server on this machine").then_some(())
+    });
     let mut server = start("syncd-server", "server", &["--port", &port]);
     let line = wait_for("the client follows the generator", || {
         let log = std::fs::read_to_string(state.join("client.log")).unwrap();
@@ -246,8 +249,6 @@ fn defaults_find_each_other_in_either_order() {
     for field in ["sync_iteration", "target_size", "database_ops", "root", "duration_ms"] {
         assert!(!line[field].is_null(), "{field} in {line}");
     }
-    let log = std::fs::read_to_string(state.join("client.log")).unwrap();
-    assert!(log.contains("waiting for the keys of a server on this machine"), "{log}");
     let log = std::fs::read_to_string(state.join("server.log")).unwrap();
     assert!(log.contains("\"message\":\"generated operations\""), "{log}");
     for child in [&mut client, &mut server] {

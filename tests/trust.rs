@@ -342,12 +342,13 @@ fn the_channel_hides_and_protects() {
     }
     // A flipped bit, early or late, ends the connection it is in.
     for after in [10, 200, 5_000] {
+        let before = proxy.flips();
         proxy.flip_after(after);
         proxy.cut();
         for n in 0..5 {
             assert_eq!(server.batch(&numbered("flip", n * 100, 100)).status, 200);
         }
-        std::thread::sleep(std::time::Duration::from_millis(300));
+        wait_for("a bit is flipped", || (proxy.flips() > before).then_some(()));
         proxy.flip_after(0);
         proxy.cut();
         client.wait_equal(&server);

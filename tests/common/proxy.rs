@@ -14,6 +14,7 @@ use std::{
 #[derive(Default)]
 struct State {
     flip_after: AtomicU64,
+    flips: AtomicU64,
     delay_ms: AtomicU64,
     closed: AtomicBool,
     streams: Mutex<Vec<TcpStream>>,
@@ -60,6 +61,11 @@ impl Proxy {
         self.state.flip_after.store(bytes, Ordering::Relaxed);
     }
 
+    /// Bits that were changed so far.
+    pub fn flips(&self) -> u64 {
+        self.state.flips.load(Ordering::Relaxed)
+    }
+
     /// Holds everything back for a while.
     pub fn delay(&self, delay: Duration) {
         self.state.delay_ms.store(delay.as_millis() as u64, Ordering::Relaxed);
@@ -100,6 +106,7 @@ fn copy(state: &State, mut from: TcpStream, mut to: TcpStream, is_request: bool)
         let flip = state.flip_after.load(Ordering::Relaxed);
         if flip > 0 && (passed..passed + length as u64).contains(&flip) {
             chunk[(flip - passed) as usize] ^= 1;
+            state.flips.fetch_add(1, Ordering::Relaxed);
         }
         passed += length as u64;
         let delay = state.delay_ms.load(Ordering::Relaxed);

@@ -80,6 +80,7 @@ impl Story {
         for known in model.acknowledged.values() {
             assert!(!is_whole || found.contains_key(&known.value), "{known:?} is lost");
         }
+        found.remove(&u64::MAX);
         for (value, count) in found {
             assert!(model.attempted.contains(&value), "{value} was written by nobody");
             assert!(
@@ -149,7 +150,15 @@ impl Story {
         let now = self.now();
         if let Some(server) = cast.server.as_ref().filter(|server| !server.life.is_dead()) {
             let head = server.parts.0.head();
-            assert!(server.parts.0.log().bounds().last >= head.checkpoint.sequence);
+            let bounds = server.parts.0.log().bounds();
+            assert!(bounds.last >= head.checkpoint.sequence);
+            if let Some(held) = server.parts.0.holds().sequence() {
+                assert!(
+                    bounds.first <= held,
+                    "commit {held} is held, the log begins at {}",
+                    bounds.first
+                );
+            }
             self.model.lock().unwrap().saw(&head, now);
         }
         for (index, client) in cast.clients.iter().enumerate() {
@@ -206,6 +215,10 @@ impl Story {
             assert!(self.now() < end, "not converged to {wanted:?}: {lacking:?}");
         }
         let server = cast.server.as_ref().unwrap();
+        if self.is_bulky {
+            let kept = self.first_kept(&server.parts.0).await;
+            self.world.step(format!("operations below {kept} were pruned"));
+        }
         self.check_values(&server.parts.0, usize::MAX).await;
         self.check_log_of_values(&server.parts.0).await;
         for client in cast.clients.iter().flatten() {

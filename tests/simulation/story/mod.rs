@@ -55,6 +55,8 @@ const RELAY: u16 = 5000;
 /// Keys of one writer, where keys are overwritten.
 const KEYS: u64 = 12;
 const WRITERS: u64 = 3;
+/// Changes of a write in bulk, on average.
+const BULK: u64 = 500;
 const REPLICAS: usize = 2;
 
 /// A process on a machine.
@@ -104,6 +106,8 @@ struct Story {
     copy: Mutex<Option<Disk>>,
     /// Whether the publisher runs on an old copy.
     may_forget: Arc<AtomicBool>,
+    /// Whether the first writer writes so much that operations are pruned.
+    is_bulky: bool,
     /// What is left out.
     cut: Cut,
 }
@@ -413,6 +417,7 @@ async fn tell(context: deterministic::Context, seed: u64, world: Arc<World>, cut
         may_forget: Arc::default(),
         world: world.clone(),
         context: context.child("story"),
+        is_bulky: operations.is_some() && world.one_in(2),
         cut: cut.clone(),
     });
     let (between, _) = story.machine("relay", &Disk::default(), &Arc::new(Skew::new(0, 0)));

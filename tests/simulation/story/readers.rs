@@ -13,6 +13,14 @@ use syncd::{
     ledger::Ledger,
 };
 
+/// Whether `ledger` is what somebody serves from.
+fn is_current(cast: &Cast, ledger: &Arc<Ledger<Machine>>) -> bool {
+    let servers = cast.server.iter().map(|server| server.parts.0.clone());
+    let replicas =
+        cast.clients.iter().flatten().filter_map(|client| client.parts.ledger.load_full());
+    servers.chain(replicas).any(|current| Arc::ptr_eq(&current, ledger))
+}
+
 impl Story {
     /// Somebody who can be read from.
     fn readable(&self, cast: &Cast) -> Option<(Arc<Ledger<Machine>>, Arc<Life>)> {
@@ -117,9 +125,15 @@ impl Story {
                 page = exporter.next() => page,
                 () = life.died() => return,
             };
-            // A replica that gave way to another generation may have closed it.
-            let Ok(page) = page else { return };
-            let Some(page) = page else { break };
+            let page = match page {
+                Ok(Some(page)) => page,
+                Ok(None) => break,
+                Err(error) => {
+                    // A replica's storage may have been opened again.
+                    assert!(!is_current(cast, &ledger), "an export ended: {error}");
+                    return;
+                }
+            };
             for entry in page {
                 let name = match entry.name {
                     Name::Key(key) => String::from_utf8(key.to_vec()).unwrap(),

@@ -1,6 +1,6 @@
 //! Writers, and what they may rely on.
 
-use super::{Cast, KEYS, Story};
+use super::{BULK, Cast, KEYS, Story};
 use crate::{machine::Point, model::Answered};
 use commonware_runtime::{Clock as _, deterministic};
 use std::{
@@ -9,7 +9,7 @@ use std::{
 };
 use syncd::{
     api::{WriteError, WriteRequest},
-    database::types::{Digest, Family},
+    database::types::{Change, Digest, Family},
     server::publisher::Source,
 };
 
@@ -41,6 +41,9 @@ impl Story {
         if overwrites && self.world.one_in(8) {
             // Of two changes of one key, the later one counts.
             changes.insert(0, crate::write(self.case, key, u64::MAX));
+        }
+        if self.is_bulky && writer == 0 && self.world.one_in(8) {
+            changes.extend(self.bulk(value));
         }
         let request = WriteRequest { changes, idempotency };
         self.model.lock().unwrap().attempted.insert(value);
@@ -74,6 +77,21 @@ impl Story {
                 Err(_) => self.world.sleep(Duration::from_millis(20)).await,
             }
         }
+    }
+
+    /// Many changes that nobody looks for.
+    fn bulk(&self, value: u64) -> impl Iterator<Item = Change> + '_ {
+        let fill = u64::MAX.to_be_bytes().to_vec();
+        (0..self.world.draw(0, 2 * BULK)).map(move |number| {
+            let key = match self.case.family {
+                Family::Immutable => format!("bulk/{value}/{number}"),
+                _ => format!("bulk/{number}"),
+            };
+            match self.case.family {
+                Family::Keyless => Change::Append { value: fill.clone() },
+                _ => Change::Put { key: key.into_bytes(), value: fill.clone() },
+            }
+        })
     }
 
     /// Asks for an answered request again: it is answered the same while its record is kept.
