@@ -22,6 +22,10 @@ simulate SEEDS="1000":
 simulate-seed SEED:
     SYNCD_SIMULATION_SEED={{SEED}} SYNCD_SIMULATION_STEPS=1 cargo test --test simulation story -- --nocapture
 
+# A smaller story that fails as the seed does: fewer deeds, kinds of deeds, actors.
+shrink SEED:
+    SYNCD_SIMULATION_SEED={{SEED}} RUST_BACKTRACE=0 cargo test --test simulation shrink -- --ignored --nocapture
+
 # Known bugs, planted one at a time: the simulation has to find each.
 planted *ARGS:
     tests/planted/run {{ARGS}}
