@@ -108,6 +108,7 @@ impl Model {
     /// The present database goes on under another identity; the log that was there began at `first`.
     pub fn new_epoch(&mut self, database: DatabaseId, publisher: PublicKey, first: u64) {
         let base = self.newest();
+        assert!(!self.histories.contains_key(&database), "a new epoch has an old identity");
         self.answered.retain(|answered| answered.is_promised(first));
         self.answered.iter_mut().for_each(|answered| answered.carried = Some(base));
         self.database = None;

@@ -231,7 +231,7 @@ impl Story {
         let seen = Mutex::new(Vec::new());
         let stolen = self.stolen_key(cast);
         let habit = match stolen {
-            Some(_) if world.one_in(2) => lies::THIEF,
+            Some(_) if !world.one_in(4) => lies::THIEF,
             _ => world.draw(0, lies::HABITS),
         };
         world.step(format!("the relay lies, by habit {habit}"));

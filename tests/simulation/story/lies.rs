@@ -64,7 +64,23 @@ pub(super) fn lie(
                 response: Response::Checkpoint(signed),
             })
         }
-        // A later state, signed by a key that was retired.
+        // What the publisher signed, signed by a key that was retired.
+        (
+            THIEF,
+            FromServer::Message(ServerMessage::Response {
+                id,
+                response: Response::Commit { mut commit, trace },
+            }),
+        ) => {
+            if let Some(key) = stolen {
+                commit.checkpoint = commit.checkpoint.checkpoint.sign(key);
+            }
+            FromServer::Message(ServerMessage::Response {
+                id,
+                response: Response::Commit { commit, trace },
+            })
+        }
+        // A later state, or the same one later.
         (
             THIEF,
             FromServer::Message(ServerMessage::Response {
@@ -73,9 +89,13 @@ pub(super) fn lie(
             }),
         ) => {
             let mut forged = signed.checkpoint.clone();
-            forged.sequence += world.draw(1, 4);
-            forged.size += world.draw(1, 20);
-            forged.root.0[0] ^= 1;
+            if world.one_in(2) {
+                forged.sequence += world.draw(1, 4);
+                forged.size += world.draw(1, 20);
+                forged.root.0[0] ^= 1;
+            } else {
+                forged.signed_at_ms += 1000;
+            }
             let signed = match stolen {
                 Some(key) => Box::new(forged.sign(key)),
                 None => signed,

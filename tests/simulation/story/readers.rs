@@ -21,6 +21,9 @@ fn is_current(cast: &Cast, ledger: &Arc<Ledger<Machine>>) -> bool {
     servers.chain(replicas).any(|current| Arc::ptr_eq(&current, ledger))
 }
 
+/// How long an export pauses between its pages.
+const EXPORT_MAX: Duration = Duration::from_secs(60);
+
 impl Story {
     /// Somebody who can be read from.
     fn readable(&self, cast: &Cast) -> Option<(Arc<Ledger<Machine>>, Arc<Life>)> {
@@ -118,7 +121,7 @@ impl Story {
             model.saw(&head, self.now());
             (model.acknowledged.clone(), model.attempted.clone())
         };
-        let mut found = BTreeMap::new();
+        let (mut found, end) = (BTreeMap::new(), self.now() + EXPORT_MAX);
         loop {
             let page = tokio::select! {
                 biased;
@@ -146,8 +149,10 @@ impl Story {
                     "{value} was written after the export began"
                 );
             }
-            if self.world.one_in(2) {
-                let time = Duration::from_millis(self.world.draw(1, 300));
+            // A slow reader of much is overtaken by the upkeep.
+            if self.world.one_in(2) && self.now() < end {
+                let longest = if self.is_bulky { 2000 } else { 300 };
+                let time = Duration::from_millis(self.world.draw(1, longest));
                 self.pass(cast, disorder, time).await;
             } else {
                 self.world.context.sleep(Duration::from_micros(100)).await;
