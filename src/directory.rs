@@ -43,7 +43,11 @@ pub fn prepare(path: &Path) -> io::Result<()> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(error) => return Err(error),
         };
-        if metadata.is_symlink() || entry.file_name() == PUBLIC {
+        if metadata.is_symlink() {
+            continue;
+        }
+        if entry.file_name() == PUBLIC {
+            tighten(&entry.path(), &metadata, 0o022)?;
             continue;
         }
         // A file of root's may be readable by its group: it may have been put there for this process.

@@ -12,7 +12,7 @@ mod patience;
 mod places;
 mod socket;
 
-pub use activity::{IDLE_GRACE, STALL_GRACE};
+pub use activity::{IDLE_GRACE, SLOW_GRACE, STALL_GRACE};
 pub use answers::{ANSWER_FREE_BYTES, ANSWERS_BYTES_MAX, Answers};
 pub use metrics::{Metrics, PortLabel, RejectLabel};
 pub use patience::Patience;
@@ -83,12 +83,21 @@ pub struct BindError {
     pub source: io::Error,
 }
 
+/// Connections that wait in the kernel for a place of a port. Beyond them it drops what comes, and who comes tries again
+/// after seconds; so there is room for all whose place may be needed at once (at most `net.core.somaxconn`).
+pub const WAITING_MAX: i32 = 4096;
+
 /// Takes a port.
 pub fn bind(flag: &'static str, address: SocketAddr) -> Result<TcpListener, BindError> {
     let failed = |source| BindError { flag, address, source };
-    let listener = TcpListener::bind(address).map_err(failed)?;
-    listener.set_nonblocking(true).map_err(failed)?;
-    Ok(listener)
+    let socket =
+        socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, None)
+            .map_err(failed)?;
+    socket.set_reuse_address(true).map_err(failed)?;
+    socket.bind(&address.into()).map_err(failed)?;
+    socket.listen(WAITING_MAX).map_err(failed)?;
+    socket.set_nonblocking(true).map_err(failed)?;
+    Ok(socket.into())
 }
 
 /// Serves `router` until `stop`, then lets what is in flight end.

@@ -80,6 +80,14 @@ pub enum Error {
         /// Newest sequence that was acknowledged.
         given_out: u64,
     },
+    /// Nothing says up to which commit the log was acknowledged.
+    #[error(
+        "what says how many commits were acknowledged is missing or damaged (the log ends at commit {last}): restore the storage from a backup, or go on with what is there by 'syncctl new-epoch --discard-unreadable'"
+    )]
+    Unmarked {
+        /// Newest sequence in the log.
+        last: u64,
+    },
     /// Commits of another version would have to be executed again.
     #[error(
         "commit {sequence} was executed by version {theirs}, this program has {ours}: start the old version once and stop it orderly, so that nothing has to be executed again"
@@ -120,6 +128,7 @@ impl Error {
             Self::Database(error) => matches!(error, database::Error::Corrupt(_)),
             Self::Lost { .. }
             | Self::CutShort { .. }
+            | Self::Unmarked { .. }
             | Self::ExecutionVersion { .. }
             | Self::Diverged { .. } => true,
         }
@@ -211,30 +220,21 @@ impl<E: Runtime> Ledger<E> {
         let at = if truncate { OpenAt::AtMost(last.state().size) } else { OpenAt::Latest };
         let kind = last.kind();
         let database = database::open(context.child("database"), kind, place, at).await;
-        // What a database needs of itself to be opened, it never prunes.
-        let database = database.map_err(|error| match error {
-            database::Error::Pruned | database::Error::OutOfRange(_) => {
-                database::Error::Corrupt(format!("it lacks what it needs to be opened: {error}"))
-            }
-            error => error,
-        })?;
+        let database = database.map_err(database::Error::of_opening)?;
         let ledger = Self::with(place, database, log, last.checkpoint);
         ledger.redo().await?;
         if has_room {
             ledger.sync().await?;
         }
         let last = ledger.log.bounds().last;
-        if let Some(given_out) = ledger.log.given_out_before()
-            && given_out > last
-        {
-            if !truncate {
-                return Err(Error::CutShort { last, given_out });
+        match ledger.log.given_out_before() {
+            Some(given_out) if given_out <= last => {}
+            // A replica fetches what it lacks.
+            given_out if truncate => {
+                tracing::warn!(last, given_out, "the end of the commit log may be damaged");
             }
-            tracing::warn!(
-                last,
-                given_out,
-                "the end of the commit log is damaged: it is fetched again"
-            );
+            Some(given_out) => return Err(Error::CutShort { last, given_out }),
+            None => return Err(Error::Unmarked { last }),
         }
         Ok(Some(ledger))
     }
@@ -374,8 +374,7 @@ impl<E: Runtime> Ledger<E> {
     /// the partitions of database and log.
     pub fn guard_with(&self, guard: &StorageGuard) {
         let Place { generation, mode } = self.place;
-        let mut partitions = database::required_partitions(self.kind.family, generation, mode);
-        partitions.push(commit_log::mark_partition(generation));
+        let partitions = database::required_partitions(self.kind.family, generation, mode);
         self.log.guard_with(guard.with(&partitions));
     }
 

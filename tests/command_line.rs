@@ -1065,3 +1065,26 @@ fn an_answer_that_is_too_large_is_not_cut() {
     assert_eq!(output.status.code(), Some(65), "{error}");
     assert!(error.contains("larger than 16777216 bytes"), "{error}");
 }
+
+/// A rotation that was killed when it had done everything, before it said so, is not done again.
+#[test]
+fn a_rotation_that_was_interrupted_at_its_end_is_one_rotation() {
+    let directory = tempfile::tempdir().unwrap();
+    let storage = directory.path().join("server");
+    let server = Daemon::server(&storage, &[]);
+    server.put("a", b"1");
+    server.stop();
+    let at = storage.display().to_string();
+    let rotate = || {
+        let output = command("syncctl").args(["rotate-key", "-d", &at]).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        (output.stdout, output.stderr)
+    };
+    let first = rotate();
+    assert!(!storage.join("publisher.key.next").exists());
+    // As it was before the last step.
+    std::fs::hard_link(storage.join("publisher.key"), storage.join("publisher.key.next")).unwrap();
+    assert_eq!(rotate(), first);
+    assert_ne!(rotate(), first, "another rotation");
+    Daemon::server(&storage, &[]).put("a", b"2");
+}

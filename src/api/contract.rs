@@ -111,8 +111,15 @@ const HEADERS: &[Refused] = &[
 ];
 
 /// Headers that may come once: of two, one would be ignored.
-const ONCE: &[&str] =
-    &["host", "origin", "authorization", "content-type", "idempotency-key", "expect"];
+const ONCE: &[&str] = &[
+    "host",
+    "origin",
+    "authorization",
+    "content-type",
+    "idempotency-key",
+    "expect",
+    "transfer-encoding",
+];
 
 /// Refuses what the matched route does not honour.
 pub(super) async fn check(matched: Option<MatchedPath>, request: Request, next: Next) -> Response {

@@ -46,6 +46,14 @@ fn host(request: &Request) -> Option<&str> {
     target.or_else(|| request.headers().get(header::HOST).and_then(|host| host.to_str().ok()))
 }
 
+/// Whether this is a name or address, perhaps with a port.
+fn is_host(host: &str) -> bool {
+    host.parse::<Authority>().is_ok_and(|authority| {
+        let port = host.strip_prefix(authority.host()).unwrap_or(host);
+        !authority.host().is_empty() && (port.is_empty() || authority.port_u16().is_some())
+    })
+}
+
 /// The name in `Host` without its port.
 fn host_name(host: &str) -> &str {
     match host.strip_prefix('[') {
@@ -64,6 +72,10 @@ fn check_host(host: Option<&str>, version: Version, address: IpAddr) -> Result<(
         let detail = "a request names the host it asks: the Host header is missing or unreadable";
         return Err(Problem::new(StatusCode::BAD_REQUEST, "missing_host", detail));
     };
+    if !is_host(host) {
+        let detail = format!("'{host}' is no host");
+        return Err(Problem::malformed(detail));
+    }
     if !address.is_loopback() {
         return Ok(());
     }
@@ -127,7 +139,7 @@ fn check_token(tokens: &Tokens, method: &Method, headers: &HeaderMap) -> Result<
 
 #[cfg(test)]
 mod tests {
-    use super::host_name;
+    use super::{host_name, is_host};
 
     #[test]
     fn host_names_are_found() {
@@ -138,6 +150,10 @@ mod tests {
             ("evil.example:8081", "evil.example"),
         ] {
             assert_eq!(host_name(host), name);
+            assert!(is_host(host), "{host}");
+        }
+        for host in ["", "[::1", "[::1]x", "127.0.0.1:abc", "localhost:", "a b", "user@localhost"] {
+            assert!(!is_host(host), "{host}");
         }
     }
 }

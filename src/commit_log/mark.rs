@@ -4,19 +4,22 @@
 //! looks the same, and the library's own watermark is one append behind. So the sequence is written
 //! down once its record is synced and before anybody is told. It is not synced itself: a process that
 //! is killed leaves it in the page cache, and after a loss of power an older one claims less.
+//!
+//! **Invariants.** The file is made with both copies, durably, so that its absence is damage. Each copy is a dozen bytes of
+//! a sector of its own, written whole or not at all, and says at least what was given out: one that is damaged loses nothing.
 
 use super::Error;
-use crate::{damage, runtime::Runtime};
+use crate::{damage, runtime::Runtime, storage_record};
 use commonware_codec::FixedSize as _;
 use commonware_cryptography::{Crc32, crc32};
 use commonware_runtime::{Blob as _, ReadOptions, WriteOptions};
 use tokio::sync::Mutex;
 
 const NAME: &[u8] = b"given-out";
-const DAMAGED: &str =
-    "the mark of the commit log is damaged: how much of the log was given out is not known";
 const SEQUENCE_BYTES: usize = size_of::<u64>();
 const BYTES: usize = SEQUENCE_BYTES + crc32::Digest::SIZE;
+/// Where the copies are.
+const COPIES: [u64; 2] = [0, 4096];
 
 /// Holds its file open until it is closed.
 pub(super) struct Mark<E: Runtime> {
@@ -24,33 +27,51 @@ pub(super) struct Mark<E: Runtime> {
     found: Option<u64>,
 }
 
-fn failed(error: commonware_runtime::Error) -> Error {
+fn failed(error: impl std::fmt::Display) -> Error {
     Error::Storage(error.to_string())
 }
 
 impl<E: Runtime> Mark<E> {
-    /// Opens the mark in `partition`, or makes one that claims nothing where there is none or it is damaged.
+    /// Makes the mark of a new log, in place of any that is there. Durable on return.
+    pub async fn create(context: &E, partition: &str, sequence: u64) -> Result<Self, Error> {
+        storage_record::remove_partition(context, partition).await.map_err(failed)?;
+        let (blob, _) = context.open(partition, NAME).await.map_err(failed)?;
+        let mark = Self { blob: Mutex::new(Some(blob)), found: Some(sequence) };
+        mark.set(sequence).await?;
+        if let Some(blob) = mark.blob.lock().await.as_ref() {
+            blob.sync().await.map_err(failed)?;
+        }
+        Ok(mark)
+    }
+
+    /// Opens the mark in `partition`. One that is missing or damaged claims nothing, and says so.
     pub async fn open(context: &E, partition: &str) -> Result<Self, Error> {
         let (blob, length) = match context.open(partition, NAME).await {
             Err(error) if damage::of_runtime(&error) => {
-                tracing::warn!(%error, partition, "{DAMAGED}");
-                context.remove(partition, None).await.map_err(failed)?;
+                context.remove(partition, Some(NAME)).await.map_err(failed)?;
                 context.open(partition, NAME).await.map_err(failed)?
             }
             opened => opened.map_err(failed)?,
         };
-        let mut found = None;
-        if length >= BYTES as u64 {
-            let bytes = blob.read_at(0, BYTES, ReadOptions::default()).await.map_err(failed)?;
-            found = decode(bytes.coalesce().as_ref());
-            if found.is_none() {
-                tracing::warn!(partition, "{DAMAGED}");
+        let mut copies = [None; COPIES.len()];
+        for (copy, at) in copies.iter_mut().zip(COPIES) {
+            if length >= at + BYTES as u64 {
+                let bytes =
+                    blob.read_at(at, BYTES, ReadOptions::default()).await.map_err(failed)?;
+                *copy = decode(bytes.coalesce().as_ref());
             }
         }
+        if copies.contains(&None) {
+            tracing::warn!(
+                partition,
+                "what says how much of the commit log was given out is missing or damaged"
+            );
+        }
+        let found = copies.into_iter().flatten().max();
         Ok(Self { blob: Mutex::new(Some(blob)), found })
     }
 
-    /// What the mark said when it was opened.
+    /// What the mark said when it was opened; `None` if it could not be read.
     pub const fn found(&self) -> Option<u64> {
         self.found
     }
@@ -59,7 +80,10 @@ impl<E: Runtime> Mark<E> {
     pub async fn set(&self, sequence: u64) -> Result<(), Error> {
         let blob = self.blob.lock().await;
         let blob = blob.as_ref().ok_or(Error::Poisoned)?;
-        blob.write_at(0, encode(sequence), WriteOptions::default()).await.map_err(failed)
+        for at in COPIES {
+            blob.write_at(at, encode(sequence), WriteOptions::default()).await.map_err(failed)?;
+        }
+        Ok(())
     }
 
     /// Gives the file back, so that it can be opened or removed.
@@ -68,7 +92,7 @@ impl<E: Runtime> Mark<E> {
     }
 }
 
-/// The sequence and its checksum: a dozen bytes of one sector, so written whole or not at all.
+/// The sequence and its checksum.
 fn encode(sequence: u64) -> Vec<u8> {
     let mut bytes = sequence.to_be_bytes().to_vec();
     let checksum = Crc32::checksum(&bytes);

@@ -152,14 +152,14 @@ pub fn partition_names(generation: u64) -> Vec<String> {
 }
 
 /// What a generation's mark is kept in.
-pub fn mark_partition(generation: u64) -> String {
+fn mark_partition(generation: u64) -> String {
     format!("{}{MARK_SUFFIX}", partition(generation))
 }
 
 /// The partitions that a generation's log has from its making on.
 pub fn required_partition_names(generation: u64) -> Vec<String> {
     let partition = partition(generation);
-    ["_data", "_offsets-blobs", "_offsets-metadata"]
+    ["_data", "_offsets-blobs", "_offsets-metadata", MARK_SUFFIX]
         .iter()
         .map(|suffix| format!("{partition}{suffix}"))
         .collect()
@@ -182,16 +182,17 @@ impl<E: Runtime> CommitLog<E> {
     /// Begins a log with `base`, dropping whatever the generation's log held. Durable on return.
     pub async fn create(context: E, generation: u64, base: &Commit) -> Result<Self, Error> {
         let clock = context.child("clock");
-        // It speaks of the log that is dropped.
-        crate::storage_record::remove_partition(&clock, &mark_partition(generation))
-            .await
-            .map_err(|error| Error::Storage(error.to_string()))?;
+        // Whatever state it is in: what is damaged could not be opened.
+        for partition in partition_names(generation) {
+            crate::storage_record::remove_partition(&clock, &partition)
+                .await
+                .map_err(|error| Error::Storage(error.to_string()))?;
+        }
         let journal = Journal::init_at_size(context, config(generation), base.sequence()).await?;
         let (journal, _) = journal.append(base).await?;
         let journal = journal.sync().await?;
         let bounds = Bounds { first: base.sequence(), last: base.sequence() };
-        let mark = Mark::open(&clock, &mark_partition(generation)).await?;
-        mark.set(bounds.last).await?;
+        let mark = Mark::create(&clock, &mark_partition(generation), bounds.last).await?;
         let log = Self::with(clock, journal, bounds, mark);
         log.account(std::slice::from_ref(base));
         Ok(log)
@@ -314,7 +315,7 @@ impl<E: Runtime> CommitLog<E> {
     }
 
     /// The newest sequence that is known to have been given out before this log was opened. Beyond
-    /// the end of the log, it was lost.
+    /// the end of the log, it was lost. `None` if what says so is missing or damaged.
     pub const fn given_out_before(&self) -> Option<u64> {
         self.mark.found()
     }

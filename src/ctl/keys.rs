@@ -150,7 +150,7 @@ pub fn rotate_key(args: &RotateKeyArgs) -> Result<(), Failure> {
         Some(path) => stdio::note(format_args!("the retired key is kept in {}", path.display())),
         None => stdio::note("start the server with the new key as --publisher-key"),
     }
-    Ok(())
+    rotated.finish()
 }
 
 /// Arguments of `adopt-database`.

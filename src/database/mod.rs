@@ -324,6 +324,18 @@ pub enum Error {
     Gone(String),
 }
 
+impl Error {
+    /// What an error says of a database that was to be opened: it never prunes what it needs for that.
+    pub(crate) fn of_opening(self) -> Self {
+        match self {
+            Self::Pruned | Self::OutOfRange(_) => {
+                Self::Corrupt(format!("it lacks what it needs to be opened: {self}"))
+            }
+            error => error,
+        }
+    }
+}
+
 impl<F: commonware_storage::merkle::Family> From<commonware_storage::qmdb::Error<F>> for Error {
     fn from(error: commonware_storage::qmdb::Error<F>) -> Self {
         use commonware_storage::{journal, merkle, qmdb};

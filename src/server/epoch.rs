@@ -110,7 +110,8 @@ async fn open_database<E: Runtime>(
 ) -> Result<Box<dyn Database>, Error> {
     let kind = Kind { family: record.parameters.family, hash: record.parameters.hash };
     let context = context.child("database");
-    Ok(database::open(context, kind, place(record.storage), OpenAt::Latest).await?)
+    let opened = database::open(context, kind, place(record.storage), OpenAt::Latest).await;
+    Ok(opened.map_err(database::Error::of_opening)?)
 }
 
 /// Begins the log of the new identity with the state that the database has.
@@ -160,7 +161,8 @@ async fn catch_up<E: Runtime>(
         Err(Error::Ledger(ledger::Error::CutShort { given_out, .. })) => Some(*given_out),
         _ => None,
     };
-    let is_read = read.is_ok() || given_out.is_some();
+    let is_unmarked = matches!(&read, Err(Error::Ledger(ledger::Error::Unmarked { .. })));
+    let is_read = read.is_ok() || given_out.is_some() || is_unmarked;
     let newest = given_out.or(newest);
     let Err(error) = whole.and(read) else { return Ok(None) };
     if !discard {
@@ -171,7 +173,7 @@ async fn catch_up<E: Runtime>(
     let kept = metadata.map_or(0, |metadata| metadata.sequence);
     let idempotency_keys = if is_read { 0 } else { std::mem::take(known).count() };
     let log = CommitLog::open(context.child("log"), GENERATION, |_| {}).await;
-    let is_exact = is_read || log.is_ok_and(|log| log.is_some());
+    let is_exact = !is_unmarked && (is_read || log.is_ok_and(|log| log.is_some()));
     Ok(Some(Discarded { kept, found: newest, is_exact, idempotency_keys }))
 }
 

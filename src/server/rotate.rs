@@ -29,6 +29,7 @@ pub struct Rotated {
     pub from: u64,
     /// Where the retired private key was kept, if it was in the storage directory.
     pub kept: Option<PathBuf>,
+    successor_file: Option<PathBuf>,
 }
 
 /// Lets `new_key` take over in the storage of a stopped server; one is made where none is given.
@@ -51,22 +52,45 @@ pub fn rotate_key(
     let public = hex::encode(&rotated.successor);
     keys::write_public_file(&daemon::public_dir(storage_dir), "publisher.pub", &public)?;
     if new_key.is_none() {
-        // Last: with the successor's file gone, another run would make another successor.
         rotated.kept = Some(exchange(storage_dir, &successor_path, rotated.from)?);
+        rotated.successor_file = Some(successor_path);
     }
     Ok(rotated)
 }
 
-/// Makes the successor's file the publisher's; the old one is kept under another name.
+impl Rotated {
+    /// Removes the successor's own file. Last, when the operator was told: without it, another run makes another
+    /// successor.
+    pub fn finish(&self) -> Result<(), Failure> {
+        if let Some(path) = &self.successor_file {
+            std::fs::remove_file(path)?;
+        }
+        Ok(())
+    }
+}
+
+/// Makes the successor's key the publisher's; the old one is kept under another name. Safe to do again.
 fn exchange(storage_dir: &Path, successor: &Path, from: u64) -> Result<PathBuf, Failure> {
     let current = storage_dir.join("publisher.key");
     let kept = storage_dir.join(format!("publisher.key.retired-{from}"));
     if !kept.exists() {
         std::fs::hard_link(&current, &kept)?;
     }
-    std::fs::rename(successor, &current)?;
+    let link = storage_dir.join("publisher.key.new");
+    // One file under both names is not moved; what is left of an earlier run is.
+    remove_if_there(&link)?;
+    std::fs::hard_link(successor, &link)?;
+    std::fs::rename(&link, &current)?;
+    remove_if_there(&link)?;
     std::fs::File::open(storage_dir)?.sync_all()?;
     Ok(kept)
+}
+
+fn remove_if_there(path: &Path) -> std::io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// Lets `successor` sign from the next commit on, in the storage of `context`. Safe to run again with the same keys if it
@@ -116,7 +140,7 @@ pub async fn hand_over<E: Runtime>(
     }
     ledger.sync().await?;
     ledger.close().await;
-    Ok(Rotated { successor: new, from, kept: None })
+    Ok(Rotated { successor: new, from, kept: None, successor_file: None })
 }
 
 fn check(

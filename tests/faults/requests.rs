@@ -299,7 +299,8 @@ fn what_comes_in_drops_keeps_nobody_out() {
     for (reason, first, drop) in
         [("idle", head, &b"a: b\r\n"[..1]), ("slow_body", body.as_str(), &[b'\n'; 1100][..])]
     {
-        let dripping = Dripping::start(&server.api, first, drop, places);
+        // Twice as many as have a place, all the time.
+        let dripping = Dripping::start(&server.api, first, drop, 2 * places);
         wait_for("they drip", || (dripping.passes.load(Ordering::Relaxed) > 30).then_some(()));
         for _ in 0..3 {
             let started = Instant::now();

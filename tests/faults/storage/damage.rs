@@ -4,6 +4,7 @@ use super::{copy, files, flip, names};
 use crate::common::{BYTES, Daemon, get, send, syncctl, wait_for};
 use std::{
     collections::BTreeMap,
+    fs::File,
     hash::{DefaultHasher, Hasher as _},
     path::{Path, PathBuf},
     sync::atomic::{AtomicUsize, Ordering},
@@ -72,8 +73,6 @@ fn a_server_that_lost_a_part_touches_nothing() {
     server_storage(&original, &[]);
     let mut parts: Vec<String> =
         names(&original.join("data")).iter().map(|name| format!("data/{name}")).collect();
-    // A witness of the log, without which nothing is lost.
-    parts.retain(|part| part != "data/commits-0_mark");
     assert!(parts.len() >= 11, "{parts:?}");
     parts.extend(["publisher.key", "identity.key"].map(String::from));
     for_each(parts.len(), |number| {
@@ -162,6 +161,91 @@ fn a_damaged_end_of_the_log_is_no_torn_write() {
     let found = get(&format!("{}/v1/keys/last", server.api)).status;
     assert_eq!(found, if is_lost { 404 } else { 200 });
     assert_eq!(server.put("last", b"again").status, 200);
+}
+
+/// What says how much was acknowledged is itself kept twice, and missed: without it, a damaged end could pass for a torn one.
+#[test]
+fn what_was_acknowledged_is_known_or_the_start_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let original = directory.path().join("original");
+    let mut server = Daemon::server(&original, &[]);
+    server.write_many("k", 5, 1);
+    let sequence = server.status()["sequence"].as_u64().unwrap();
+    server.kill();
+    let mark = |storage: &Path| {
+        files(&storage.join("data/commits-0_mark")).into_iter().next_back().unwrap()
+    };
+    let content = mark(&original).1;
+    let copies: Vec<usize> = (0..content.len() - 7)
+        .filter(|at| content[*at..*at + 8] == sequence.to_be_bytes())
+        .collect();
+    assert_eq!(copies.len(), 2, "{copies:?}");
+    type Act<'a> = &'a dyn Fn(&Path);
+    let cases: [(&str, Option<i32>, Act<'_>); 5] = [
+        ("one copy", None, &|storage| flip(&mark(storage).0, copies[0])),
+        ("other copy", None, &|storage| flip(&mark(storage).0, copies[1])),
+        ("both copies", Some(65), &|storage| {
+            copies.iter().for_each(|at| flip(&mark(storage).0, *at))
+        }),
+        ("short", Some(65), &|storage| {
+            let file = File::options().write(true).open(mark(storage).0).unwrap();
+            file.set_len(copies[0] as u64 + 4).unwrap();
+        }),
+        ("gone", Some(65), &|storage| std::fs::remove_file(mark(storage).0).unwrap()),
+    ];
+    for (name, code, act) in cases {
+        let storage = directory.path().join(name.replace(' ', "-"));
+        copy(&original, &storage);
+        act(&storage);
+        let Some(code) = code else {
+            let server = Daemon::server(&storage, &[]);
+            assert_eq!(server.status()["sequence"].as_u64().unwrap(), sequence, "{name}");
+            continue;
+        };
+        for _ in 0..2 {
+            let mut server = Daemon::spawn("syncd-server", &storage, &SERVER);
+            assert_eq!(outcome(&mut server), Some(code), "{name}: {}", server.log_tail());
+        }
+        let at = storage.display().to_string();
+        assert_eq!(
+            syncctl(&["new-epoch", "--storage-dir", &at]).status.code(),
+            Some(code),
+            "{name}"
+        );
+        assert_eq!(
+            syncctl(&["rotate-key", "--storage-dir", &at]).status.code(),
+            Some(code),
+            "{name}"
+        );
+        let output = syncctl(&["new-epoch", "--storage-dir", &at, "--discard-unreadable"]);
+        assert!(output.status.success(), "{name}: {output:?}");
+        let server = Daemon::server(&storage, &[]);
+        assert_eq!(get(&format!("{}/v1/keys/k/4", server.api)).status, 200, "{name}");
+    }
+}
+
+/// Whatever part of the log is damaged, and however: what was ordered to be given up does not stand in the way of a new one.
+#[test]
+fn a_new_epoch_begins_whatever_the_log_looks_like() {
+    let directory = tempfile::tempdir().unwrap();
+    let original = directory.path().join("original");
+    server_storage(&original, &[]);
+    let mut number = 0;
+    for part in names(&original.join("data")).iter().filter(|name| name.starts_with("commits-")) {
+        for path in files(&original.join("data").join(part)).into_keys() {
+            let storage = directory.path().join(format!("server-{number}"));
+            number += 1;
+            copy(&original, &storage);
+            let path = storage.join(path.strip_prefix(&original).unwrap());
+            flip(&path, 0);
+            let at = storage.display().to_string();
+            let output = syncctl(&["new-epoch", "--storage-dir", &at, "--discard-unreadable"]);
+            assert!(output.status.success(), "{}: {output:?}", path.display());
+            let server = Daemon::server(&storage, &[]);
+            assert_eq!(get(&format!("{}/v1/keys/k/4", server.api)).status, 200, "{part}");
+        }
+    }
+    assert!(number > 4, "{number}");
 }
 
 /// Both copies of a record: refused by name, untouched, on both daemons.

@@ -180,6 +180,15 @@ impl Story {
         }
     }
 
+    fn holds_anything(&self, cast: &Cast) -> bool {
+        let servers = cast.server.iter().map(|server| server.parts.0.clone());
+        let clients = cast.clients.iter().flatten();
+        let replicas = clients.filter_map(|client| client.parts.ledger.load_full());
+        servers
+            .chain(replicas)
+            .any(|ledger| ledger.holds().sequence().is_some() || ledger.is_exporting())
+    }
+
     /// The faults are over: everything converges, and every promise is looked at.
     pub(super) async fn finish(&self, cast: &mut Cast, relay: &Relay) {
         self.world.step("the faults are over");
@@ -213,6 +222,10 @@ impl Story {
                 break;
             }
             assert!(self.now() < end, "not converged to {wanted:?}: {lacking:?}");
+        }
+        while self.holds_anything(cast) {
+            assert!(self.now() < end, "everybody has caught up, and something is still held");
+            self.pass(cast, &quiet, Duration::from_millis(200)).await;
         }
         let server = cast.server.as_ref().unwrap();
         if self.is_bulky {
