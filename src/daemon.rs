@@ -256,11 +256,15 @@ where
         return Err(Failure::new(exit::DATA, text));
     }
     let _lock = DirectoryLock::take(storage_dir)?;
+    let guard = directory::guard(storage_dir, &data_dir(storage_dir))?;
     descriptors::raise_limit();
     let mut made = None;
     let result = &mut made;
     run_on_runtime(storage_dir, |context| async move {
-        *result = Some(work(context).await?);
+        let worked = work(context).await;
+        // What was done, or failed, elsewhere says nothing of the storage.
+        guard.check().map_err(|gone| Failure::new(exit::IO, gone))?;
+        *result = Some(worked?);
         Ok(())
     })?;
     made.ok_or_else(|| Failure::new(exit::INTERNAL, "the work gave no result"))

@@ -72,7 +72,7 @@ pub enum Error {
     },
     /// The log ends before a commit that was acknowledged.
     #[error(
-        "the commit log ends at commit {last}, but commit {given_out} was acknowledged: the end of the log is damaged; restore it from a backup, or give up what is lost by 'syncctl new-epoch --discard-unreadable'"
+        "the commit log ends at commit {last}, but commit {given_out} was acknowledged: the end of the log is damaged; restore it from a backup. On a server, 'syncctl new-epoch --discard-unreadable' gives up what is lost; a replica is built anew in an empty directory"
     )]
     CutShort {
         /// Newest sequence in the log.
@@ -82,7 +82,7 @@ pub enum Error {
     },
     /// Nothing says up to which commit the log was acknowledged.
     #[error(
-        "what says how many commits were acknowledged is missing or damaged (the log ends at commit {last}): restore the storage from a backup, or go on with what is there by 'syncctl new-epoch --discard-unreadable'"
+        "what says how many commits were acknowledged is missing or damaged (the log ends at commit {last}): restore the storage from a backup. On a server, 'syncctl new-epoch --discard-unreadable' goes on with what is there; a replica is built anew in an empty directory"
     )]
     Unmarked {
         /// Newest sequence in the log.
@@ -229,10 +229,6 @@ impl<E: Runtime> Ledger<E> {
         let last = ledger.log.bounds().last;
         match ledger.log.given_out_before() {
             Some(given_out) if given_out <= last => {}
-            // A replica fetches what it lacks.
-            given_out if truncate => {
-                tracing::warn!(last, given_out, "the end of the commit log may be damaged");
-            }
             Some(given_out) => return Err(Error::CutShort { last, given_out }),
             None => return Err(Error::Unmarked { last }),
         }

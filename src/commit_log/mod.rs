@@ -198,6 +198,17 @@ impl<E: Runtime> CommitLog<E> {
         Ok(log)
     }
 
+    /// The newest sequence that is known to have been given out of a generation's log, whatever state that is in.
+    pub async fn given_out(context: &E, generation: u64) -> Option<u64> {
+        let partition = mark_partition(generation);
+        if !crate::storage_record::partition_exists(context, &partition).await.ok()? {
+            return None;
+        }
+        let mark = Mark::open(context, &partition).await.ok()?;
+        mark.close().await;
+        mark.found()
+    }
+
     /// Opens a log and shows every record kept to `visit`, oldest first. `None` if there is no
     /// log. What a crash tore off at the end is dropped; whether it had been given out,
     /// [`Self::given_out_before`] tells.

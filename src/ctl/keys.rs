@@ -107,11 +107,8 @@ pub fn new_epoch(args: &NewEpochArgs) -> Result<(), Failure> {
         None => default_storage_dir("server")?,
     };
     let (key, discard) = (args.publisher_key.as_deref(), args.discard_unreadable);
-    let epoch = crate::server::new_epoch(&directory, key, discard)?;
+    let epoch = crate::server::new_epoch(&directory, key, discard, say_discarded)?;
     let id = epoch.database;
-    if let Some(discarded) = &epoch.discarded {
-        say_discarded(discarded);
-    }
     print_line(id)?;
     stdio::note(format_args!(
         "clients refuse the new identity until an operator runs 'syncctl adopt-database {id}' on each"

@@ -47,15 +47,16 @@ pub struct Discarded {
 /// # Errors
 ///
 /// A log that cannot be read to its end, or a database that cannot be brought up to it, changes nothing, unless
-/// `discard` says to go on with the database as it is.
+/// `discard` says to go on with the database as it is; `say` is told what that gives up, before it does.
 pub fn new_epoch(
     storage_dir: &Path,
     publisher_key: Option<&Path>,
     discard: bool,
+    say: impl Fn(&Discarded),
 ) -> Result<Epoch, Failure> {
     let epoch = daemon::with_storage(storage_dir, |context| async move {
         let publisher = load_existing_key(publisher_key, storage_dir, "publisher.key")?;
-        begin(&context, &publisher, discard).await.map_err(failure)
+        begin(&context, &publisher, discard, say).await.map_err(failure)
     })?;
     let public = daemon::public_dir(storage_dir);
     keys::write_public_file(&public, "database.id", &epoch.database.to_string())?;
@@ -71,6 +72,7 @@ pub async fn begin<E: Runtime>(
     context: &E,
     publisher: &PrivateKey,
     discard: bool,
+    say: impl Fn(&Discarded),
 ) -> Result<Epoch, Error> {
     let mut state = State::open(context.child("state")).await?;
     let Some(mut record) = state.get() else {
@@ -87,6 +89,10 @@ pub async fn begin<E: Runtime>(
         Stage::Complete => {
             let mut known = Idempotency::default();
             discarded = catch_up(context, &record, &mut known, discard).await?;
+            if let Some(discarded) = &discarded {
+                // Before it is: who runs this again after it was interrupted is not asked again.
+                say(discarded);
+            }
             record.parameters.epoch += 1;
             let id = record.identity().id;
             let sequence = open_database(context, &record).await?.metadata().await?;
@@ -152,18 +158,18 @@ async fn catch_up<E: Runtime>(
 ) -> Result<Option<Discarded>, Error> {
     let whole = require_all(context, record).await;
     let mut newest = None;
+    let marked = CommitLog::given_out(&context.child("mark"), GENERATION).await;
     let read = match &whole {
         // Opening would make what is missing.
         Err(_) if !discard => Ok(()),
         _ => read_log(context, record, known, &mut newest).await,
     };
-    let given_out = match &read {
-        Err(Error::Ledger(ledger::Error::CutShort { given_out, .. })) => Some(*given_out),
-        _ => None,
-    };
-    let is_unmarked = matches!(&read, Err(Error::Ledger(ledger::Error::Unmarked { .. })));
-    let is_read = read.is_ok() || given_out.is_some() || is_unmarked;
-    let newest = given_out.or(newest);
+    let is_cut = matches!(
+        &read,
+        Err(Error::Ledger(ledger::Error::CutShort { .. } | ledger::Error::Unmarked { .. }))
+    );
+    let is_read = read.is_ok() || is_cut;
+    let newest = newest.max(marked);
     let Err(error) = whole.and(read) else { return Ok(None) };
     if !discard {
         return Err(Error::Unreadable(Box::new(error)));
@@ -172,8 +178,8 @@ async fn catch_up<E: Runtime>(
     let metadata = open_database(context, record).await?.metadata().await?;
     let kept = metadata.map_or(0, |metadata| metadata.sequence);
     let idempotency_keys = if is_read { 0 } else { std::mem::take(known).count() };
-    let log = CommitLog::open(context.child("log"), GENERATION, |_| {}).await;
-    let is_exact = !is_unmarked && (is_read || log.is_ok_and(|log| log.is_some()));
+    // Without the mark, the end of the log may be another one than it was.
+    let is_exact = marked.is_some();
     Ok(Some(Discarded { kept, found: newest, is_exact, idempotency_keys }))
 }
 

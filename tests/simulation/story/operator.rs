@@ -113,7 +113,7 @@ impl Story {
         let begun = self
             .operate("new_epoch", &self.server_disk, &self.server_skew, |machine| {
                 let publisher = publisher.clone();
-                async move { epoch::begin(&machine, &publisher, false).await }
+                async move { epoch::begin(&machine, &publisher, false, |_| {}).await }
             })
             .await;
         assert_eq!(begun.discarded, None, "a storage that is whole was not read");
