@@ -163,6 +163,27 @@ fn a_damaged_end_of_the_log_is_no_torn_write() {
     assert_eq!(server.put("last", b"again").status, 200);
 }
 
+/// A replica that verified a commit and cannot read it any more does not take whatever comes in its place.
+#[test]
+fn a_replica_whose_log_lost_its_end_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = Daemon::server(&directory.path().join("server"), &[]);
+    server.write_many("k", 5, 1);
+    let storage = directory.path().join("client");
+    let mut client = server.client(&storage, &[]);
+    client.wait_equal(&server);
+    let value = b"the value of the newest record";
+    assert_eq!(server.put("last", value).status, 200);
+    client.wait_equal(&server);
+    client.kill();
+    let newest = files(&storage.join("data/commits-1_data")).into_iter().next_back().unwrap();
+    let position = newest.1.windows(value.len()).position(|window| window == value).unwrap();
+    flip(&newest.0, position);
+    let mut client = server.spawn_client(&storage, &[]);
+    assert_eq!(outcome(&mut client), Some(65), "{}", client.log_tail());
+    assert!(client.log_tail().contains("the end of the log is damaged"), "{}", client.log_tail());
+}
+
 /// What says how much was acknowledged is itself kept twice, and missed: without it, a damaged end could pass for a torn one.
 #[test]
 fn what_was_acknowledged_is_known_or_the_start_is_refused() {
