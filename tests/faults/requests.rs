@@ -202,85 +202,63 @@ fn ask_and_never_read(url: &str, path: &str) -> TcpStream {
     stream
 }
 
-/// Reads a little of everything and asks for more, until it is dropped.
-struct Sipping {
+/// Callers that never come to an end, each replaced when it is closed, until this is dropped.
+struct Callers {
     ended: Arc<AtomicBool>,
     passes: Arc<AtomicUsize>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
-impl Sipping {
-    fn start(url: &str, path: &str, count: usize) -> Self {
+impl Callers {
+    /// So many, each from `call`. Every `pause`, `act` goes on with each; it says whether that is still open.
+    fn start(
+        count: usize,
+        pause: Duration,
+        call: impl Fn() -> TcpStream + Send + 'static,
+        act: impl Fn(&mut TcpStream) -> std::io::Result<bool> + Send + 'static,
+    ) -> Self {
         let (ended, passes) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let (end, passed) = (ended.clone(), passes.clone());
+        let thread = std::thread::spawn(move || {
+            let mut streams: Vec<_> = (0..count).map(|_| call()).collect();
+            while !end.load(Ordering::Relaxed) {
+                for stream in &mut streams {
+                    let acted = act(stream);
+                    let is_open =
+                        acted.unwrap_or_else(|error| error.kind() == ErrorKind::WouldBlock);
+                    if !is_open {
+                        *stream = call();
+                    }
+                }
+                passed.fetch_add(1, Ordering::Relaxed);
+                std::thread::sleep(pause);
+            }
+        });
+        Self { ended, passes, thread: Some(thread) }
+    }
+
+    /// They read a little of everything and ask for more.
+    fn sip(url: &str, path: &str, count: usize) -> Self {
         let (url, path) = (url.to_string(), path.to_string());
-        let (end, passed) = (ended.clone(), passes.clone());
-        let thread = std::thread::spawn(move || {
-            let mut streams: Vec<_> = (0..count).map(|_| ask_and_never_read(&url, &path)).collect();
-            let mut sip = [0; 2048];
-            while !end.load(Ordering::Relaxed) {
-                for stream in &mut streams {
-                    let is_open = match stream.read(&mut sip) {
-                        Ok(length) => length > 0,
-                        Err(error) => error.kind() == ErrorKind::WouldBlock,
-                    };
-                    if !is_open {
-                        *stream = ask_and_never_read(&url, &path);
-                    }
-                }
-                passed.fetch_add(1, Ordering::Relaxed);
-                std::thread::sleep(Duration::from_millis(50));
-            }
-        });
-        Self { ended, passes, thread: Some(thread) }
+        let call = move || ask_and_never_read(&url, &path);
+        let sip = |stream: &mut TcpStream| Ok(stream.read(&mut [0; 2048])? > 0);
+        Self::start(count, Duration::from_millis(50), call, sip)
     }
-}
 
-impl Drop for Sipping {
-    fn drop(&mut self) {
-        self.ended.store(true, Ordering::Relaxed);
-        let _ = self.thread.take().map(std::thread::JoinHandle::join);
-    }
-}
-
-/// Callers that never stand still and never come to an end, more than a port has places.
-struct Dripping {
-    ended: Arc<AtomicBool>,
-    passes: Arc<AtomicUsize>,
-    thread: Option<std::thread::JoinHandle<()>>,
-}
-
-impl Dripping {
-    /// Each sends `first`, then `drop` over and over.
-    fn start(url: &str, first: &str, drop: &'static [u8], count: usize) -> Self {
-        let (ended, passes) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    /// They send `first`, then `drop` over and over.
+    fn drip(url: &str, first: &str, drop: &'static [u8], count: usize) -> Self {
         let (url, first) = (url.to_string(), first.to_string());
-        let (end, passed) = (ended.clone(), passes.clone());
-        let thread = std::thread::spawn(move || {
-            let drip = || {
-                let stream = open(&url, first.as_bytes());
-                stream.set_nonblocking(true).unwrap();
-                stream
-            };
-            let mut streams: Vec<_> = (0..count).map(|_| drip()).collect();
-            while !end.load(Ordering::Relaxed) {
-                for stream in &mut streams {
-                    let is_open = match stream.write(drop) {
-                        Ok(_) => true,
-                        Err(error) => error.kind() == ErrorKind::WouldBlock,
-                    };
-                    if !is_open {
-                        *stream = drip();
-                    }
-                }
-                passed.fetch_add(1, Ordering::Relaxed);
-                std::thread::sleep(Duration::from_millis(100));
-            }
-        });
-        Self { ended, passes, thread: Some(thread) }
+        let call = move || {
+            let stream = open(&url, first.as_bytes());
+            stream.set_nonblocking(true).unwrap();
+            stream
+        };
+        let drip = move |stream: &mut TcpStream| stream.write(drop).map(|_| true);
+        Self::start(count, Duration::from_millis(100), call, drip)
     }
 }
 
-impl Drop for Dripping {
+impl Drop for Callers {
     fn drop(&mut self) {
         self.ended.store(true, Ordering::Relaxed);
         let _ = self.thread.take().map(std::thread::JoinHandle::join);
@@ -300,7 +278,7 @@ fn what_comes_in_drops_keeps_nobody_out() {
         [("idle", head, &b"a: b\r\n"[..1]), ("slow_body", body.as_str(), &[b'\n'; 1100][..])]
     {
         // Twice as many as have a place, all the time.
-        let dripping = Dripping::start(&server.api, first, drop, 2 * places);
+        let dripping = Callers::drip(&server.api, first, drop, 2 * places);
         wait_for("they drip", || (dripping.passes.load(Ordering::Relaxed) > 30).then_some(()));
         for _ in 0..3 {
             let started = Instant::now();
@@ -349,7 +327,7 @@ fn unread_answers_keep_nobody_out() {
             .collect();
         all_answer();
         drop(flood);
-        let sipping = Sipping::start(url, path, places + 32);
+        let sipping = Callers::sip(url, path, places + 32);
         wait_for("they sip", || (sipping.passes.load(Ordering::Relaxed) > 1).then_some(()));
         all_answer();
         drop(sipping);

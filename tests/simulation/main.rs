@@ -36,7 +36,7 @@ use syncd::{
     ledger::{History, Ledger},
     link::Connector,
     replicate::state_sync,
-    runtime::Runtime as _,
+    runtime::Runtime,
     serve::limits::Limits,
     server::{self, publisher::Source},
 };
@@ -155,6 +155,21 @@ fn write(kind: Case, key: u64, value: u64) -> Change {
 
 type Context = deterministic::Context;
 
+/// The values that were appended, from the operation `from` on.
+async fn appended<E: Runtime>(ledger: &Ledger<E>, mut from: u64) -> Vec<Bytes> {
+    let (size, mut values) = (ledger.head().checkpoint.size, Vec::new());
+    while from < size {
+        let max = NonZeroU64::new(500).unwrap();
+        let (_, operations) = ledger.operations(from, max).await.unwrap();
+        from += operations.len() as u64;
+        values.extend(operations.into_iter().filter_map(|operation| match operation {
+            Operation::Append { value } => Some(value),
+            _ => None,
+        }));
+    }
+    values
+}
+
 /// Whether `key` holds `least` or what was written later; of a log of values, whether it is there.
 struct Reader<'a> {
     ledger: &'a Ledger<Context>,
@@ -166,19 +181,10 @@ impl<'a> Reader<'a> {
         if ledger.kind().family != Family::Keyless || ledger.mode() == Mode::Compact {
             return Self { ledger, values: None };
         }
-        let (size, mut from, mut values) = (ledger.head().checkpoint.size, 0, HashSet::new());
-        while from < size {
-            let max = NonZeroU64::new(500).unwrap();
-            let (_, operations) = ledger.operations(from, max).await.unwrap();
-            from += operations.len() as u64;
-            for operation in operations {
-                // Generated values are longer.
-                if let Operation::Append { value } = operation {
-                    values.extend(value.as_ref().try_into().ok().map(u64::from_be_bytes));
-                }
-            }
-        }
-        Self { ledger, values: Some(values) }
+        let values = appended(ledger, 0).await;
+        // Generated values are longer.
+        let ours = values.iter().filter_map(|value| value.as_ref().try_into().ok());
+        Self { ledger, values: Some(ours.map(u64::from_be_bytes).collect()) }
     }
 
     async fn check(&self, key: u64, least: u64) {

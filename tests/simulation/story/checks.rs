@@ -1,13 +1,10 @@
 //! Looking at everybody while time passes, and at every promise in the end.
 
 use super::{CONVERGE, Cast, Disorder, Story};
-use crate::{Act, Relay, machine::Machine};
+use crate::{Act, Relay, appended, machine::Machine};
 use std::{collections::BTreeMap, num::NonZeroU64, sync::atomic::Ordering, time::Duration};
 use syncd::{
-    database::{
-        Operation,
-        types::{Family, Mode},
-    },
+    database::types::{Family, Mode},
     ledger::Ledger,
     runtime::Runtime as _,
 };
@@ -60,21 +57,13 @@ impl Story {
         if self.case.family != Family::Keyless || ledger.mode() == Mode::Compact {
             return;
         }
-        let size = ledger.head().checkpoint.size;
-        let mut from =
+        let from =
             if self.history.operations.is_some() { self.first_kept(ledger).await } else { 0 };
         let is_whole = from == 0;
         let mut found = BTreeMap::<u64, usize>::new();
-        while from < size {
-            let max = NonZeroU64::new(500).unwrap();
-            let (_, operations) = ledger.operations(from, max).await.unwrap();
-            from += operations.len() as u64;
-            for operation in operations {
-                if let Operation::Append { value } = operation {
-                    let value = u64::from_be_bytes(value.as_ref().try_into().unwrap());
-                    *found.entry(value).or_default() += 1;
-                }
-            }
+        for value in appended(ledger, from).await {
+            let value = u64::from_be_bytes(value.as_ref().try_into().unwrap());
+            *found.entry(value).or_default() += 1;
         }
         let model = self.model.lock().unwrap();
         for known in model.acknowledged.values() {

@@ -3,7 +3,7 @@
 use super::{Cast, Client, Disorder, Process, Story, lies};
 use crate::{
     Act, Relay,
-    machine::{Crash, Point},
+    machine::{Crash, Disk, Point},
 };
 use commonware_cryptography::{Signer as _, ed25519::PrivateKey};
 use std::{
@@ -89,12 +89,9 @@ impl Story {
             Some(Deed::CrashServer) => self.crash_server(cast, disorder).await,
             Some(Deed::CrashClient) => self.crash_client(cast, disorder, index).await,
             Some(Deed::Restart) => {
-                if let Some(server) = cast.server.take() {
-                    self.publisher.lock().unwrap().take();
-                    self.stop(server).await;
-                    world.sleep(world.draw_time(Duration::from_secs(3))).await;
-                    self.revive_server(cast).await;
-                }
+                self.stop_server(cast).await;
+                world.sleep(world.draw_time(Duration::from_secs(3))).await;
+                self.revive_server(cast).await;
             }
             Some(Deed::Absence) => self.absence(cast, disorder, index).await,
             Some(Deed::Cut) => {
@@ -113,24 +110,11 @@ impl Story {
             Some(Deed::Lies) => self.lies(cast, relay, disorder).await,
             Some(Deed::ClockSteps) => self.clock_steps(cast, disorder, index).await,
             Some(Deed::DiskFull) => {
-                let (disk, name) = match world.draw(0, 2) {
-                    0 => (&self.server_disk, "the publisher's"),
-                    _ => (&self.client_disks[index], "a replica's"),
-                };
-                world.step(format!("{name} disk is full"));
-                disk.set_full(true);
-                self.pass(cast, disorder, Duration::from_millis(world.draw(10, 3000))).await;
-                disk.set_full(false);
+                self.disk_trouble(cast, disorder, index, "is full", 3000, Disk::set_full).await;
             }
             Some(Deed::SyncsFail) => {
-                let (disk, name) = match world.draw(0, 2) {
-                    0 => (&self.server_disk, "the publisher's"),
-                    _ => (&self.client_disks[index], "a replica's"),
-                };
-                world.step(format!("{name} disk fails"));
-                disk.set_fails_syncs(true);
-                self.pass(cast, disorder, Duration::from_millis(world.draw(10, 2000))).await;
-                disk.set_fails_syncs(false);
+                self.disk_trouble(cast, disorder, index, "fails", 2000, Disk::set_fails_syncs)
+                    .await;
             }
             Some(Deed::AskAgain) => {
                 for _ in 0..10 {
@@ -156,6 +140,27 @@ impl Story {
             _ => Duration::from_millis(world.draw(1000, 6000)),
         };
         self.pass(cast, disorder, time).await;
+    }
+
+    /// Somebody's disk is in trouble for a while.
+    async fn disk_trouble(
+        &self,
+        cast: &mut Cast,
+        disorder: &Disorder,
+        index: usize,
+        trouble: &str,
+        longest_ms: u64,
+        set: fn(&Disk, bool),
+    ) {
+        let (disk, name) = match self.world.draw(0, 2) {
+            0 => (&self.server_disk, "the publisher's"),
+            _ => (&self.client_disks[index], "a replica's"),
+        };
+        self.world.step(format!("{name} disk {trouble}"));
+        set(disk, true);
+        let time = Duration::from_millis(self.world.draw(10, longest_ms));
+        self.pass(cast, disorder, time).await;
+        set(disk, false);
     }
 
     async fn crash_server(&self, cast: &mut Cast, disorder: &Disorder) {

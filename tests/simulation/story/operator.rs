@@ -66,7 +66,7 @@ impl Story {
     }
 
     /// Stops the publisher; whether it ended in order, and what its log's first record was.
-    async fn stop_server(&self, cast: &mut Cast) -> Option<u64> {
+    pub(super) async fn stop_server(&self, cast: &mut Cast) -> Option<u64> {
         self.publisher.lock().unwrap().take();
         let server = cast.server.take()?;
         let ledger = server.parts.0.clone();
