@@ -173,7 +173,7 @@ pub async fn start<E: Runtime>(context: E, registry: &E, setup: Setup) -> Result
     }
     if let Some(own) = &own {
         // Before anything of it is served.
-        let verified = of_storage.and_then(|policy| policy.verify(own));
+        let verified = of_storage.clone().and_then(|policy| policy.verify(own));
         let sequence = own.checkpoint.sequence;
         verified.map_err(|refusal| Error::Untrusted { sequence, refusal })?;
     }
@@ -193,7 +193,17 @@ pub async fn start<E: Runtime>(context: E, registry: &E, setup: Setup) -> Result
     let now = context.moment();
     let freshness = Freshness::new(sync.skew, now);
     let own = own.as_ref();
-    let known = Known::new(policy, store, rotations, own, directory, metrics.clone(), freshness);
+    let of_storage = of_storage.unwrap_or_else(|_| policy.clone());
+    let known = Known::new(
+        policy,
+        of_storage,
+        store,
+        rotations,
+        own,
+        directory,
+        metrics.clone(),
+        freshness,
+    );
     if let (Some(ledger), Some(newest)) = (&ledger, known.newest()) {
         // The log has the signature that the state was made with; a better one may be known.
         ledger.resign(newest);

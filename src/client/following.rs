@@ -130,6 +130,13 @@ impl<E: Runtime> SyncLoop<E> {
         // signatures that contradict each other may be anywhere among them.
         let head = ledger.head();
         for commit in commits {
+            if self.replica.known.is_of_a_predecessor(&commit.checkpoint) {
+                tracing::info!(
+                    sequence = commit.sequence(),
+                    "a commit from before the trusted publisher keys: syncing the state"
+                );
+                return Ok(Err(Outcome::StateSync));
+            }
             if let Err(refusal) = self.replica.known.admit(&commit.checkpoint, Some(&head)) {
                 return Ok(Err(Outcome::End(self.refuse(&refusal, &session.link))));
             }

@@ -45,6 +45,8 @@ struct Heard {
 /// What the replica knows of the publisher's history.
 pub struct Known<E: Runtime> {
     policy: ArcSwap<Policy>,
+    /// What the storage was opened under: also accepts what predecessors of the trusted keys signed before they handed over.
+    of_storage: Policy,
     heard: Mutex<Heard>,
     store: AsyncMutex<Store<E>>,
     rotations: AsyncMutex<RotationStore<E>>,
@@ -60,6 +62,7 @@ impl<E: Runtime> Known<E> {
     /// or not its data can still be opened: it binds the replica all the same.
     pub fn new(
         policy: Policy,
+        of_storage: Policy,
         store: Store<E>,
         rotations: RotationStore<E>,
         own: Option<&SignedCheckpoint>,
@@ -71,6 +74,7 @@ impl<E: Runtime> Known<E> {
         let kept = store.newest().cloned();
         let known = Self {
             policy: ArcSwap::from_pointee(policy),
+            of_storage,
             heard: Mutex::default(),
             store: AsyncMutex::new(store),
             rotations: AsyncMutex::new(rotations),
@@ -95,7 +99,7 @@ impl<E: Runtime> Known<E> {
         now: Moment,
     ) -> Option<SignedCheckpoint> {
         let kept = kept.filter(|kept| {
-            let verified = self.policy.load().verify(kept);
+            let verified = self.of_storage.verify(kept);
             if let Err(refusal) = &verified {
                 // The trusted keys were changed: an operator's act.
                 tracing::warn!(%refusal, "the newest checkpoint written down does not count");
@@ -163,6 +167,15 @@ impl<E: Runtime> Known<E> {
     /// What checkpoints are verified against now.
     pub fn policy(&self) -> Arc<Policy> {
         self.policy.load_full()
+    }
+
+    /// Whether `signed` comes from before the trusted keys, by a predecessor of theirs, and a later state is known. It is of
+    /// the one history, and still not to be executed: it may be forged by whoever holds the predecessor now.
+    pub fn is_of_a_predecessor(&self, signed: &SignedCheckpoint) -> bool {
+        let sequence = signed.checkpoint.sequence;
+        self.newest().is_some_and(|newest| newest.checkpoint.sequence > sequence)
+            && self.policy.load().verify(signed).is_err()
+            && self.of_storage.verify(signed).is_ok()
     }
 
     /// Verifies `signed` and compares it with the newest one known and with `own`, the state
