@@ -22,6 +22,8 @@ const WRITE_TIME: Duration = Duration::from_micros(300);
 const SYNC_TIME: Duration = Duration::from_millis(6);
 /// Longest time of a slow sync.
 const SYNC_TIME_SLOW: Duration = Duration::from_millis(400);
+/// Longest time of a sync of a database whose disk is busy.
+const SYNC_TIME_BUSY: Duration = Duration::from_secs(3);
 
 type Key = (String, Vec<u8>);
 
@@ -85,6 +87,7 @@ struct State {
     openings: u64,
     is_full: bool,
     fails_syncs: bool,
+    is_busy: bool,
 }
 
 impl State {
@@ -109,6 +112,11 @@ impl Disk {
     /// Whether syncs fail.
     pub fn set_fails_syncs(&self, fails: bool) {
         self.0.lock().unwrap().fails_syncs = fails;
+    }
+
+    /// Whether syncs take long, but for those of the commit log: the database has much more to write.
+    pub fn set_busy(&self, is_busy: bool) {
+        self.0.lock().unwrap().is_busy = is_busy;
     }
 
     /// A disk with what is durable on this one.
@@ -279,7 +287,12 @@ impl BlobTrait for Blob {
         // Goes on although nobody waits for it.
         let syncing = context.spawn(move |context| async move {
             let (life, world) = (&context.life, &context.life.world);
-            let longest = if world.one_in(40) { SYNC_TIME_SLOW } else { SYNC_TIME };
+            let is_busy = life.disk.0.lock().unwrap().is_busy && !key.0.contains("commits");
+            let longest = match is_busy {
+                true => SYNC_TIME_BUSY,
+                false if world.one_in(40) => SYNC_TIME_SLOW,
+                false => SYNC_TIME,
+            };
             world.sleep(world.draw_time(longest)).await;
             life.alive().await;
             {
@@ -343,12 +356,18 @@ impl Storage for Machine {
 
     async fn remove(&self, partition: &str, name: Option<&[u8]>) -> Result<(), Error> {
         self.life.reach(Point::Remove, partition).await;
-        let mut state = self.life.disk.0.lock().unwrap();
-        let before = state.files.len();
-        state.files.retain(|(in_partition, of_name), _| {
-            in_partition != partition || name.is_some_and(|name| name != of_name)
-        });
-        match (state.files.len() < before, name) {
+        let is_removed = {
+            let mut state = self.life.disk.0.lock().unwrap();
+            let before = state.files.len();
+            state.files.retain(|(in_partition, of_name), _| {
+                in_partition != partition || name.is_some_and(|name| name != of_name)
+            });
+            state.files.len() < before
+        };
+        if is_removed {
+            self.life.reach(Point::Removed, partition).await;
+        }
+        match (is_removed, name) {
             (true, _) => Ok(()),
             (false, None) => Err(Error::PartitionMissing(partition.into())),
             (false, Some(name)) => Err(Error::BlobMissing(partition.into(), hex::encode(name))),

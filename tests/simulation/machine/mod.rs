@@ -45,6 +45,8 @@ pub enum Point {
     Synced,
     /// Before a blob or partition is removed.
     Remove,
+    /// A blob or partition was removed.
+    Removed,
     /// Before bytes are sent.
     Send,
     /// Something was acknowledged to somebody outside.

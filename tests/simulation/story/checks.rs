@@ -187,6 +187,7 @@ impl Story {
         for disk in self.client_disks.iter().chain([&self.server_disk]) {
             disk.set_full(false);
             disk.set_fails_syncs(false);
+            disk.set_busy(false);
         }
         let quiet = Disorder { clocks_until: Duration::MAX };
         self.pass(cast, &quiet, Duration::from_secs(2)).await;

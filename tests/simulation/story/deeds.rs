@@ -24,6 +24,7 @@ pub(super) enum Deed {
     ClockSteps,
     DiskFull,
     SyncsFail,
+    DiskBusy,
     AskAgain,
     Prove,
     Read,
@@ -36,7 +37,7 @@ pub(super) enum Deed {
 
 impl Deed {
     /// All, with how often each happens beside the others.
-    pub const ALL: [(Self, u64); 18] = [
+    pub const ALL: [(Self, u64); 19] = [
         (Self::CrashServer, 8),
         (Self::CrashClient, 4),
         (Self::Restart, 2),
@@ -47,6 +48,7 @@ impl Deed {
         (Self::ClockSteps, 2),
         (Self::DiskFull, 2),
         (Self::SyncsFail, 1),
+        (Self::DiskBusy, 3),
         (Self::AskAgain, 2),
         (Self::Prove, 2),
         (Self::Read, 2),
@@ -69,6 +71,10 @@ impl Deed {
 
 impl Story {
     fn draw_deed(&self) -> Option<Deed> {
+        // Where operations are pruned, somebody reads them for long.
+        if self.is_bulky && self.world.one_in(4) {
+            return (!self.cut.without.contains(&Deed::Export)).then_some(Deed::Export);
+        }
         let total = Deed::ALL.iter().map(|(_, weight)| weight).sum();
         let mut at = self.world.draw(0, total);
         for (deed, weight) in Deed::ALL {
@@ -116,6 +122,7 @@ impl Story {
                 self.disk_trouble(cast, disorder, index, "fails", 2000, Disk::set_fails_syncs)
                     .await;
             }
+            Some(Deed::DiskBusy) => self.disk_busy(cast, disorder).await,
             Some(Deed::AskAgain) => {
                 for _ in 0..10 {
                     self.ask_again(cast).await;
@@ -163,6 +170,18 @@ impl Story {
         set(disk, false);
     }
 
+    /// The publisher's database is long in becoming durable, and the power may go out when the log has been trimmed.
+    async fn disk_busy(&self, cast: &mut Cast, disorder: &Disorder) {
+        self.world.step("the publisher's disk is busy");
+        self.server_disk.set_busy(true);
+        if let Some(server) = cast.server.as_ref().filter(|_| !self.world.one_in(4)) {
+            server.life.crash_at(Crash::At(Point::Removed, 1, "commits"));
+        }
+        let time = Duration::from_millis(self.world.draw(1000, 10_000));
+        self.pass(cast, disorder, time).await;
+        self.server_disk.set_busy(false);
+    }
+
     async fn crash_server(&self, cast: &mut Cast, disorder: &Disorder) {
         let world = &self.world;
         let crash = match world.draw(0, 10) {
@@ -170,7 +189,8 @@ impl Story {
             3 => Crash::At(Point::Sync, world.draw(1, 12), "commits"),
             4 => Crash::At(Point::Synced, world.draw(1, 12), "commits"),
             5 => Crash::At(Point::Write, world.draw(1, 30), ""),
-            6 => Crash::At(Point::Remove, 1, "commits"),
+            6 if world.one_in(2) => Crash::At(Point::Remove, 1, "commits"),
+            6 => Crash::At(Point::Removed, 1, "commits"),
             7 => Crash::At(Point::Synced, world.draw(1, 20), "-operations"),
             8 => Crash::At(Point::Send, world.draw(1, 30), ""),
             _ => Crash::AtPoll(0),

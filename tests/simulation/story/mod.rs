@@ -416,7 +416,9 @@ async fn tell(context: deterministic::Context, seed: u64, world: Arc<World>, cut
         may_forget: Arc::default(),
         world: world.clone(),
         context: context.child("story"),
-        is_bulky: operations.is_some() && world.one_in(2),
+        // Only where values are overwritten does the floor advance, below which operations are pruned.
+        is_bulky: operations.is_some()
+            && (matches!(case(seed).kind.family, Family::Any | Family::Current) || world.one_in(4)),
         cut: cut.clone(),
     });
     let (between, _) = story.machine("relay", &Disk::default(), &Arc::new(Skew::new(0, 0)));

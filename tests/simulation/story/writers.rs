@@ -42,7 +42,7 @@ impl Story {
             // Of two changes of one key, the later one counts.
             changes.insert(0, crate::write(self.case, key, u64::MAX));
         }
-        if self.is_bulky && writer == 0 && self.world.one_in(8) {
+        if self.is_bulky && writer == 0 && self.world.one_in(4) {
             changes.extend(self.bulk(value));
         }
         let request = WriteRequest { changes, idempotency };
