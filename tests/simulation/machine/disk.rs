@@ -23,7 +23,7 @@ const SYNC_TIME: Duration = Duration::from_millis(6);
 /// Longest time of a slow sync.
 const SYNC_TIME_SLOW: Duration = Duration::from_millis(400);
 /// Longest time of a sync of a database whose disk is busy.
-const SYNC_TIME_BUSY: Duration = Duration::from_secs(3);
+const SYNC_TIME_BUSY: Duration = Duration::from_secs(12);
 
 type Key = (String, Vec<u8>);
 

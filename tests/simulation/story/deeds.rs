@@ -48,7 +48,7 @@ impl Deed {
         (Self::ClockSteps, 2),
         (Self::DiskFull, 2),
         (Self::SyncsFail, 1),
-        (Self::DiskBusy, 3),
+        (Self::DiskBusy, 5),
         (Self::AskAgain, 2),
         (Self::Prove, 2),
         (Self::Read, 2),
@@ -122,7 +122,7 @@ impl Story {
                 self.disk_trouble(cast, disorder, index, "fails", 2000, Disk::set_fails_syncs)
                     .await;
             }
-            Some(Deed::DiskBusy) => self.disk_busy(cast, disorder).await,
+            Some(Deed::DiskBusy) => self.disk_busy(cast, disorder, index).await,
             Some(Deed::AskAgain) => {
                 for _ in 0..10 {
                     self.ask_again(cast).await;
@@ -170,16 +170,29 @@ impl Story {
         set(disk, false);
     }
 
-    /// The publisher's database is long in becoming durable, and the power may go out when the log has been trimmed.
-    async fn disk_busy(&self, cast: &mut Cast, disorder: &Disorder) {
-        self.world.step("the publisher's disk is busy");
-        self.server_disk.set_busy(true);
-        if let Some(server) = cast.server.as_ref().filter(|_| !self.world.one_in(4)) {
-            server.life.crash_at(Crash::At(Point::Removed, 1, "commits"));
+    /// Somebody's database is long in becoming durable, and the power may go out when the log has been trimmed.
+    async fn disk_busy(&self, cast: &mut Cast, disorder: &Disorder, index: usize) {
+        let (disk, name, life) = match self.world.draw(0, 3) {
+            0 => {
+                let life = cast.server.as_ref().map(|server| server.life.clone());
+                (&self.server_disk, "the publisher's", life)
+            }
+            _ => {
+                let life = cast.clients[index].as_ref().map(|client| client.life.clone());
+                (&self.client_disks[index], "a replica's", life)
+            }
+        };
+        self.world.step(format!("{name} disk is busy"));
+        disk.set_busy(true);
+        if let Some(life) = life.as_ref().filter(|_| self.world.one_in(2)) {
+            life.crash_at(Crash::At(Point::Removed, self.world.draw(1, 4), "commits"));
         }
-        let time = Duration::from_millis(self.world.draw(1000, 10_000));
+        let time = Duration::from_millis(self.world.draw(2000, 20_000));
         self.pass(cast, disorder, time).await;
-        self.server_disk.set_busy(false);
+        if let Some(life) = life.filter(|_| !self.world.one_in(4)) {
+            life.die("while its disk is busy");
+        }
+        disk.set_busy(false);
     }
 
     async fn crash_server(&self, cast: &mut Cast, disorder: &Disorder) {

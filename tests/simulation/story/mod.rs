@@ -391,7 +391,7 @@ fn case(seed: u64) -> Case {
 
 async fn tell(context: deterministic::Context, seed: u64, world: Arc<World>, cut: Cut) {
     // The newest segment of the log, or some, so that it is trimmed all the time; or all of it.
-    let bytes = [2_000, 60_000, 1 << 30, 1 << 30][world.draw(0, 4) as usize];
+    let bytes = [2_000, 2_000, 60_000, 1 << 30][world.draw(0, 4) as usize];
     let operations = world.one_in(3).then(|| world.draw(0, 1000));
     let history = History { log: Retention { bytes, ..super::HISTORY.log }, operations };
     let skew = |world: &World| {
