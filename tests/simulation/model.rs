@@ -180,6 +180,12 @@ impl Model {
         self.twice.extend(values.map(u64::from_be_bytes));
     }
 
+    /// Whether a key that was acknowledged with `value` may hold `found`: that, a later one, or an earlier one whose request
+    /// was asked again when nobody had to remember it any more.
+    pub fn may_hold(&self, value: u64, found: u64) -> bool {
+        found >= value || self.twice.contains(&found)
+    }
+
     /// A write was answered.
     pub fn acknowledge(&mut self, key: u64, value: u64, receipt: &Receipt) {
         self.newest_receipt = self.newest_receipt.max(receipt.sequence);

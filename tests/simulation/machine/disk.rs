@@ -13,6 +13,7 @@ use std::{
     sync::{Arc, Mutex},
     time::Duration,
 };
+use syncd::database::types::Family;
 
 /// Bytes that a torn write keeps or loses together.
 const PAGE_BYTES: usize = 512;
@@ -23,7 +24,9 @@ const SYNC_TIME: Duration = Duration::from_millis(6);
 /// Longest time of a slow sync.
 const SYNC_TIME_SLOW: Duration = Duration::from_millis(400);
 /// Longest time of a sync of a database whose disk is busy.
-const SYNC_TIME_BUSY: Duration = Duration::from_secs(12);
+pub const SYNC_TIME_BUSY: Duration = Duration::from_secs(12);
+/// How soon such a sync notices that the disk is busy no more.
+const BUSY_STEP: Duration = Duration::from_millis(100);
 
 type Key = (String, Vec<u8>);
 
@@ -88,6 +91,7 @@ struct State {
     is_full: bool,
     fails_syncs: bool,
     is_busy: bool,
+    was_busy: bool,
 }
 
 impl State {
@@ -114,9 +118,33 @@ impl Disk {
         self.0.lock().unwrap().fails_syncs = fails;
     }
 
-    /// Whether syncs take long, but for those of the commit log: the database has much more to write.
+    /// Whether syncs of the database take long, which has much more to write than the log.
     pub fn set_busy(&self, is_busy: bool) {
-        self.0.lock().unwrap().is_busy = is_busy;
+        let mut state = self.0.lock().unwrap();
+        state.is_busy = is_busy;
+        state.was_busy |= is_busy;
+    }
+
+    /// Whether it was busy since this was asked last.
+    pub fn was_busy(&self) -> bool {
+        let mut state = self.0.lock().unwrap();
+        let is_busy = state.is_busy;
+        std::mem::replace(&mut state.was_busy, is_busy)
+    }
+
+    /// Waits as long as a sync of `partition` takes.
+    async fn take_time(&self, world: &World, partition: &str) {
+        let longest = if world.one_in(40) { SYNC_TIME_SLOW } else { SYNC_TIME };
+        world.sleep(world.draw_time(longest)).await;
+        let is_database = Family::ALL.iter().any(|family| partition.starts_with(family.as_str()));
+        let is_busy = || is_database && self.0.lock().unwrap().is_busy;
+        if is_busy() {
+            let mut left = world.draw_time(SYNC_TIME_BUSY);
+            while is_busy() && !left.is_zero() {
+                world.sleep(left.min(BUSY_STEP)).await;
+                left = left.saturating_sub(BUSY_STEP);
+            }
+        }
     }
 
     /// A disk with what is durable on this one.
@@ -287,13 +315,7 @@ impl BlobTrait for Blob {
         // Goes on although nobody waits for it.
         let syncing = context.spawn(move |context| async move {
             let (life, world) = (&context.life, &context.life.world);
-            let is_busy = life.disk.0.lock().unwrap().is_busy && !key.0.contains("commits");
-            let longest = match is_busy {
-                true => SYNC_TIME_BUSY,
-                false if world.one_in(40) => SYNC_TIME_SLOW,
-                false => SYNC_TIME,
-            };
-            world.sleep(world.draw_time(longest)).await;
+            life.disk.take_time(world, &key.0).await;
             life.alive().await;
             {
                 let mut state = life.disk.0.lock().unwrap();

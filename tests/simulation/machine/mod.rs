@@ -9,7 +9,7 @@ mod disk;
 mod network;
 
 pub use clock::Skew;
-pub use disk::Disk;
+pub use disk::{Disk, SYNC_TIME_BUSY};
 pub use network::Net;
 
 use commonware_runtime::{

@@ -44,9 +44,10 @@ impl Story {
             }
             let value = value.unwrap_or_else(|| panic!("key {key} is lost: {known:?}"));
             let found = u64::from_be_bytes(value.as_ref().try_into().unwrap());
-            assert!(found >= known.value, "key {key}: {known:?}, found {found}");
+            let model = self.model.lock().unwrap();
+            assert!(model.may_hold(known.value, found), "key {key}: {known:?}, found {found}");
             assert!(
-                self.model.lock().unwrap().attempted.contains(&found),
+                model.attempted.contains(&found),
                 "key {key} holds {found}, which nobody wrote"
             );
         }

@@ -13,7 +13,7 @@ mod writers;
 
 use super::{
     Case, Relay, address, client_setup,
-    machine::{Crash, Disk, Life, Machine, Skew, Steps, World},
+    machine::{Crash, Disk, Life, Machine, SYNC_TIME_BUSY, Skew, Steps, World},
     model::Model,
     server_setup,
 };
@@ -363,6 +363,10 @@ impl Story {
             match self.start_client(index, crash.take()).await {
                 Start::Up(process) => {
                     let known = process.parts.known.newest();
+                    // What is written down waits for the database's turn.
+                    let busy = self.client_disks[index].was_busy();
+                    let late = if busy { 2 * SYNC_TIME_BUSY } else { Duration::ZERO };
+                    let crashed = crashed.saturating_sub(late);
                     let mut model = self.model.lock().unwrap();
                     model.restarted(index, known.as_ref(), crashed, in_order);
                     cast.clients[index] = Some(process);
