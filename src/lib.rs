@@ -39,34 +39,30 @@
 
 pub mod admin;
 pub mod api;
-pub mod checkpoint;
 pub mod client;
-pub mod commit_log;
 pub mod config;
 pub mod control;
 pub mod ctl;
 pub mod daemon;
-pub mod damage;
-pub mod database;
 pub mod descriptors;
 pub mod directory;
 pub mod exit;
 pub mod http;
 pub mod keys;
-pub mod ledger;
 pub mod lifecycle;
 pub mod link;
 pub mod replicate;
-pub mod runtime;
 pub mod serve;
 pub mod server;
 pub mod stdio;
-pub mod storage_record;
 pub mod supervisor;
 pub mod telemetry;
-pub mod verify;
-pub mod watch;
-pub mod wire;
+
+pub use syncd_proto::{checkpoint, wire};
+pub use syncd_store::{
+    checkpoints, commit_log, damage, database, ledger, rotations, runtime, storage_record, watch,
+};
+pub use syncd_verify as verify;
 
 /// Version of the product.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -211,7 +211,7 @@ fn write_fuzz_seeds() {
     let parameters =
         syncd::checkpoint::Parameters::new([3; 32], public, Family::Any, HashKind::Sha256);
     write("checkpoint", "parameters", &parameters.encode());
-    let evidence = syncd::checkpoint::Evidence {
+    let evidence = syncd::verify::Evidence {
         known: checkpoint(8),
         offered: checkpoint(9),
         reason: "why".into(),
@@ -219,7 +219,7 @@ fn write_fuzz_seeds() {
         rotations,
     };
     let directory = tempfile::tempdir().unwrap();
-    let path = evidence.write(directory.path()).unwrap().unwrap();
+    let path = syncd::client::evidence::write(&evidence, directory.path()).unwrap().unwrap();
     write("evidence", "file", &std::fs::read(path).unwrap());
     let keys = tempfile::tempdir().unwrap();
     for as_pem in [false, true] {

@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use syncd::checkpoint::Evidence;
+use syncd_verify::Evidence;
 
 fuzz_target!(|data: &[u8]| {
     if let Ok(evidence) = Evidence::from_json(data) {

@@ -1,7 +1,7 @@
 //! What the HTTP API needs of the process behind it. A server and a client both implement it, so
 //! that one router serves both.
 
-use super::Subject;
+use super::{Entry, Subject};
 use crate::{
     checkpoint::SignedCheckpoint,
     database::types::{
@@ -26,24 +26,6 @@ pub struct View {
     pub root: Root,
     /// Seconds the state may be behind the publisher's (0 on a server).
     pub lag_seconds: f64,
-}
-
-/// What an entry is called.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Name {
-    /// The user's key.
-    Key(Bytes),
-    /// Its place in the log (`keyless`).
-    Location(u64),
-}
-
-/// A name and its value.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
-    /// What it is called.
-    pub name: Name,
-    /// The user's value.
-    pub value: Bytes,
 }
 
 /// Why a read was not answered.

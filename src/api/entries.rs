@@ -32,8 +32,10 @@ pub async fn read_entries<E: Runtime>(
         database::Error::Pruned => ReadError::Pruned(format!("operation {from} is no longer held")),
         error => ReadError::Internal(error.to_string()),
     })?;
-    let named =
-        |entry: database::Entry| Entry { name: Name::Location(entry.location), value: entry.value };
+    let named = |entry: database::LogEntry| Entry {
+        name: Name::Location(entry.location),
+        value: entry.value,
+    };
     let next = page.next.min(head.checkpoint.size);
     Ok(Page { view: view(&head), entries: page.entries.into_iter().map(named).collect(), next })
 }

@@ -14,8 +14,8 @@ mod proofs;
 mod router;
 
 pub use backend::{
-    Backend, ClientStatus, Entry, Export, Name, Page, ReadError, Receipt, Room, Status, View,
-    WriteError, WriteRequest, Writer,
+    Backend, ClientStatus, Export, Page, ReadError, Receipt, Room, Status, View, WriteError,
+    WriteRequest, Writer,
 };
 pub use entries::read_entries;
 pub use export::stream_export;
@@ -24,3 +24,4 @@ pub use observe::Metrics;
 pub use problem::{Problem, busy};
 pub use proofs::{Subject, prove};
 pub use router::router;
+pub use syncd_proto::database::{Entry, Name};

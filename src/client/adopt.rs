@@ -2,9 +2,11 @@
 
 use super::{core::Error, pin, run::failure};
 use crate::{
-    checkpoint::{LAYOUT_VERSION, RotationStore, Store},
+    checkpoint::LAYOUT_VERSION,
+    checkpoints::CheckpointStore,
     daemon::{self, Failure},
     database::{Generations, types::DatabaseId},
+    rotations::RotationStore,
     runtime::Runtime,
 };
 use std::path::Path;
@@ -35,7 +37,7 @@ pub async fn adopt<E: Runtime>(context: &E, database: DatabaseId) -> Result<Data
         return Ok(database);
     }
     generations.forget(context, pinned.family).await?;
-    Store::open(context.child("newest")).await?.clear().await?;
+    CheckpointStore::open(context.child("newest")).await?.clear().await?;
     RotationStore::of_replica(context.child("publisher_keys")).await?.clear().await?;
     // Last: what is pinned to the old database holds nothing of it any more.
     pin::write(context, pin::Pin { database, ..pinned }).await?;

@@ -4,7 +4,7 @@ use super::{
     connection::Connection,
     disk::{self, Disk, UPKEEP_ROOM},
     freshness::Freshness,
-    known::Known,
+    known::{Known, Policies},
     metrics::{DirectionLabel, Metrics},
     pin,
     replica::{Phase, Replica},
@@ -12,7 +12,8 @@ use super::{
 };
 use crate::watch;
 use crate::{
-    checkpoint::{Policy, Refusal, RotationStore, SignedCheckpoint, Store},
+    checkpoint::{Policy, Refusal, SignedCheckpoint},
+    checkpoints::CheckpointStore,
     commit_log::CommitLog,
     database::{
         self, Generations, Place,
@@ -20,6 +21,7 @@ use crate::{
     },
     ledger::{self, Ledger},
     link::Connector,
+    rotations::RotationStore,
     runtime::{Runtime, StepWatch, StorageGuard, StorageRoom},
     storage_record,
     telemetry::storage::StorageErrors,
@@ -178,7 +180,7 @@ pub async fn start<E: Runtime>(context: E, registry: &E, setup: Setup) -> Result
         verified.map_err(|refusal| Error::Untrusted { sequence, refusal })?;
     }
     let metrics = Arc::new(Metrics::new(&registry.child("client")));
-    let store = Store::open(context.child("newest")).await?;
+    let store = CheckpointStore::open(context.child("newest")).await?;
     for was_repaired in [
         pin_was_repaired,
         rotations.was_repaired(),
@@ -194,16 +196,8 @@ pub async fn start<E: Runtime>(context: E, registry: &E, setup: Setup) -> Result
     let freshness = Freshness::new(sync.skew, now);
     let own = own.as_ref();
     let of_storage = of_storage.unwrap_or_else(|_| policy.clone());
-    let known = Known::new(
-        policy,
-        of_storage,
-        store,
-        rotations,
-        own,
-        directory,
-        metrics.clone(),
-        freshness,
-    );
+    let policies = Policies { of_peers: policy, of_storage };
+    let known = Known::new(policies, store, rotations, own, directory, metrics.clone(), freshness);
     if let (Some(ledger), Some(newest)) = (&ledger, known.newest()) {
         // The log has the signature that the state was made with; a better one may be known.
         ledger.resign(newest);

@@ -12,7 +12,7 @@ use crate::{
     link::LinkError,
     replicate::follow::{self, Received},
     runtime::Runtime,
-    telemetry::context::TraceContext,
+    telemetry::context::{TraceContext, TraceContextExt as _},
     wire::Code,
 };
 use std::{sync::Arc, time::Duration};

@@ -6,11 +6,12 @@
 use super::{known::LearnError, replica::Replica};
 use crate::{
     checkpoint::{Admission, Refusal, SignedCheckpoint, compare},
-    database::{Fetch, history_at},
+    database::Fetch,
     ledger::Ledger,
     link::{Link, LinkError},
     replicate::continuity::{self, Break, Continuity, NOT_CONTAINED},
     runtime::{Moment, Runtime},
+    verify::history_at,
     wire::RESPONSE_BYTES_MAX,
 };
 

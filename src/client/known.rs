@@ -4,14 +4,14 @@
 //! it was executed, or [proved](crate::replicate::continuity). What contradicts that is evidence,
 //! not knowledge: it is never kept, and never shown to a server.
 
-use super::{freshness::Freshness, metrics::Metrics};
+use super::{evidence, freshness::Freshness, metrics::Metrics};
 use crate::{
-    checkpoint::{
-        Admission, Evidence, Policy, Refusal, RotationStore, Rotations, SignedCheckpoint, Store,
-        compare,
-    },
+    checkpoint::{Admission, Policy, Refusal, Rotations, SignedCheckpoint, compare},
+    checkpoints::CheckpointStore,
+    rotations::RotationStore,
     runtime::{Moment, Runtime},
     storage_record,
+    verify::Evidence,
 };
 use arc_swap::ArcSwap;
 use commonware_utils::sync::{AsyncMutex, Mutex};
@@ -42,13 +42,20 @@ struct Heard {
     claims: VecDeque<SignedCheckpoint>,
 }
 
+/// What a replica verifies against.
+pub struct Policies {
+    /// What others show.
+    pub of_peers: Policy,
+    /// What it kept: predecessors of the trusted keys count too, up to where they handed over.
+    pub of_storage: Policy,
+}
+
 /// What the replica knows of the publisher's history.
 pub struct Known<E: Runtime> {
     policy: ArcSwap<Policy>,
-    /// What the storage was opened under: also accepts what predecessors of the trusted keys signed before they handed over.
     of_storage: Policy,
     heard: Mutex<Heard>,
-    store: AsyncMutex<Store<E>>,
+    store: AsyncMutex<CheckpointStore<E>>,
     rotations: AsyncMutex<RotationStore<E>>,
     /// By the monotonic clock.
     kept_at: Mutex<Option<Duration>>,
@@ -61,9 +68,8 @@ impl<E: Runtime> Known<E> {
     /// Begins with what the store says and with `own`, the newest state that was adopted, whether
     /// or not its data can still be opened: it binds the replica all the same.
     pub fn new(
-        policy: Policy,
-        of_storage: Policy,
-        store: Store<E>,
+        Policies { of_peers, of_storage }: Policies,
+        store: CheckpointStore<E>,
         rotations: RotationStore<E>,
         own: Option<&SignedCheckpoint>,
         directory: PathBuf,
@@ -73,7 +79,7 @@ impl<E: Runtime> Known<E> {
         let now = freshness.began();
         let kept = store.newest().cloned();
         let known = Self {
-            policy: ArcSwap::from_pointee(policy),
+            policy: ArcSwap::from_pointee(of_peers),
             of_storage,
             heard: Mutex::default(),
             store: AsyncMutex::new(store),
@@ -331,7 +337,7 @@ impl<E: Runtime> Known<E> {
         let rotations = self.rotations();
         let evidence = Evidence { known, offered, reason: reason.into(), response, rotations };
         let offered = &evidence.offered.checkpoint;
-        let written = evidence.write(&self.directory);
+        let written = evidence::write(&evidence, &self.directory);
         // After the file: whoever sees the count finds it.
         self.metrics.equivocations.inc();
         match written {

@@ -5,6 +5,7 @@ pub mod backend;
 pub mod connection;
 pub mod core;
 pub mod disk;
+pub mod evidence;
 mod following;
 pub mod freshness;
 mod judge;

@@ -2,11 +2,13 @@
 
 use super::core::Error;
 use crate::{
-    checkpoint::{LAYOUT_VERSION, Policy, rotation, store},
+    checkpoint::{LAYOUT_VERSION, Policy},
+    checkpoints,
     database::{
         GENERATIONS_PARTITION, required_partitions,
         types::{DatabaseId, Family, Mode},
     },
+    rotations,
     runtime::Runtime,
     storage_record::{self, Records, is_written, partition_exists},
 };
@@ -156,7 +158,8 @@ async fn begin<E: Runtime>(
 }
 
 /// Records that every replica's storage has beside the pin.
-const BESIDE: [&str; 3] = [GENERATIONS_PARTITION, store::PARTITION, rotation::REPLICA_PARTITION];
+const BESIDE: [&str; 3] =
+    [GENERATIONS_PARTITION, checkpoints::PARTITION, rotations::REPLICA_PARTITION];
 
 /// The partitions of every replica's small records.
 pub(super) fn partitions() -> Vec<String> {

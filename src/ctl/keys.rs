@@ -3,11 +3,11 @@
 
 use super::{Failure, output::print_line, stack};
 use crate::{
-    checkpoint::{Evidence, Unproved},
     config::{default_storage_dir, invalid},
     exit, keys,
     server::Discarded,
     stdio,
+    verify::{Evidence, Unproved},
 };
 use clap::{Args, builder::BoolishValueParser};
 use std::{

@@ -8,7 +8,7 @@ use super::{
 use crate::watch;
 use crate::{
     runtime::Runtime,
-    telemetry::context::TraceContext,
+    telemetry::context::{TraceContext, TraceContextExt as _},
     wire::{ClientMessage, Refused, Request, Response, ServerMessage},
 };
 use bytes::Bytes;

@@ -13,9 +13,10 @@
 
 use crate::{
     checkpoint::{Admission, Policy, SignedCheckpoint, compare},
-    database::{Fetch, Kind, history_at, types::Mode},
+    database::{Fetch, Kind, types::Mode},
     link::{Link, LinkError},
     runtime::Runtime,
+    verify::{self, history_at},
     wire::{Code, Request, Response},
 };
 
@@ -52,7 +53,7 @@ pub enum Error {
     Link(#[from] LinkError),
     /// The answer proves nothing.
     #[error("{0}")]
-    WrongAnswer(String),
+    WrongAnswer(verify::Invalid),
     /// The server says that it no longer has what the signed range says it must.
     #[error("the server does not hold operation {0}, although it lies in the signed range")]
     Withheld(u64),

@@ -11,7 +11,7 @@ use crate::{
     database::{Error as DatabaseError, Fetch},
     link::{Frames, HANDSHAKE_TIMEOUT, Outgoing, credit::Balance},
     runtime::Runtime,
-    telemetry::context::TraceContext,
+    telemetry::context::{TraceContext, TraceContextExt as _},
     wire::{
         ClientMessage, Code, FRAME_BYTES_MAX, RESPONSE_BYTES_MAX, RESPONSE_OPERATIONS_MAX, Refused,
         Reply, Request, Response, ServerMessage,

@@ -8,12 +8,13 @@ use super::{
     state::{Record, Stage, State},
 };
 use crate::{
-    checkpoint::{Checkpoint, RotationStore, unix_ms},
+    checkpoint::{Checkpoint, unix_ms},
     commit_log::CommitLog,
     daemon::{self, Failure},
     database::{self, Database, Kind, OpenAt, types::DatabaseId},
     keys,
     ledger::{self, Ledger},
+    rotations::RotationStore,
     runtime::Runtime,
 };
 use commonware_cryptography::ed25519::PrivateKey;

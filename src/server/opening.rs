@@ -10,11 +10,10 @@ use super::{
     state::{self, Record, Stage, State},
 };
 use crate::{
-    checkpoint::{
-        Checkpoint, Parameters, RotationStore, Rotations, SignedCheckpoint, rotation, unix_ms,
-    },
+    checkpoint::{Checkpoint, Parameters, Rotations, SignedCheckpoint, unix_ms},
     database::{self, Generations, Kind, OpenAt, types::Family},
     ledger::Ledger,
+    rotations::{self, RotationStore},
     runtime::Runtime,
     storage_record::{self, is_written, partition_exists},
     telemetry::storage::StorageErrors,
@@ -103,7 +102,7 @@ async fn open_record<E: Runtime>(context: &E, setup: &Setup) -> Result<(State<E>
 /// Removes what a first start makes after its record.
 async fn clear<E: Runtime>(context: &E, family: Family) -> Result<(), Error> {
     Generations::remove(context, family, GENERATION).await?;
-    storage_record::remove_partition(context, rotation::PUBLISHER_PARTITION).await?;
+    storage_record::remove_partition(context, rotations::PUBLISHER_PARTITION).await?;
     Ok(())
 }
 
@@ -118,7 +117,7 @@ fn new_record<E: Runtime>(context: &E, setup: &Setup) -> Record {
 
 /// The first partition of a server's storage, other than its record, that exists.
 async fn first_existing<E: Runtime>(context: &E) -> Result<Option<String>, storage_record::Error> {
-    let mut names = vec![rotation::PUBLISHER_PARTITION.to_string(), CARRIED_PARTITION.into()];
+    let mut names = vec![rotations::PUBLISHER_PARTITION.to_string(), CARRIED_PARTITION.into()];
     for family in Family::ALL {
         names.extend(database::partitions(*family, GENERATION));
     }
@@ -132,7 +131,7 @@ async fn first_existing<E: Runtime>(context: &E) -> Result<Option<String>, stora
 
 /// The partitions of every server's small records.
 pub(super) fn record_partitions() -> [String; 2] {
-    [state::PARTITION, rotation::PUBLISHER_PARTITION].map(String::from)
+    [state::PARTITION, rotations::PUBLISHER_PARTITION].map(String::from)
 }
 
 /// Whether everything is there that a complete storage has. Checked before anything of it is opened: opening makes what
@@ -140,8 +139,8 @@ pub(super) fn record_partitions() -> [String; 2] {
 pub(super) async fn require_all<E: Runtime>(context: &E, record: &Record) -> Result<(), Error> {
     let family = record.parameters.family;
     let mut missing = Vec::new();
-    if !is_written(context, rotation::PUBLISHER_PARTITION).await? {
-        missing.push(rotation::PUBLISHER_PARTITION.to_string());
+    if !is_written(context, rotations::PUBLISHER_PARTITION).await? {
+        missing.push(rotations::PUBLISHER_PARTITION.to_string());
     }
     for name in database::required_partitions(family, GENERATION, record.storage) {
         if !partition_exists(context, &name).await? {

@@ -19,7 +19,10 @@ use crate::{
     },
     ledger::{Error, History, Ledger},
     runtime::{Moment, Runtime, StepWatch},
-    telemetry::{context::TraceContext, storage::StorageErrors},
+    telemetry::{
+        context::{TraceContext, TraceContextExt as _},
+        storage::StorageErrors,
+    },
     wire::COMMIT_BYTES_MAX,
 };
 use commonware_codec::EncodeSize as _;

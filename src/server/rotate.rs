@@ -7,12 +7,13 @@ use super::{
     state::{Stage, State},
 };
 use crate::{
-    checkpoint::{Rotation, RotationStore, SignedCheckpoint, rotation::ROTATIONS_MAX, unix_ms},
+    checkpoint::{Rotation, SignedCheckpoint, rotation::ROTATIONS_MAX, unix_ms},
     commit_log::Commit,
     daemon::{self, Failure},
     database::record::CommitMetadata,
     exit, keys,
     ledger::Ledger,
+    rotations::RotationStore,
     runtime::Runtime,
 };
 use commonware_cryptography::{

@@ -3,8 +3,6 @@
 //! A context that a peer sent names its trace and nothing else: it decides nothing, and is used only
 //! as the parent or link of spans of ours.
 
-use commonware_codec::{Buf, Error as CodecError, FixedSize, Read, ReadExt as _, Write};
-use commonware_runtime::BufMut;
 use opentelemetry::{
     Context, SpanId, TraceFlags, TraceId,
     trace::{SpanContext, TraceContextExt as _, TraceState},
@@ -13,87 +11,68 @@ use prometheus_client::{
     encoding::{EncodeLabelSet, EncodeMetric, MetricEncoder},
     metrics::{MetricType, TypedMetric, exemplar::HistogramWithExemplars},
 };
+pub use syncd_proto::trace::TraceContext;
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
-/// The W3C context of a span, without the vendors' state: 25 bytes on the wire.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TraceContext {
-    trace: [u8; 16],
-    span: [u8; 8],
-    flags: u8,
-}
-
-impl TraceContext {
+/// What a [`TraceContext`] has to do with the spans of this process.
+pub trait TraceContextExt: Sized {
     /// The context of the span that this code runs in; `None` where nothing is traced.
-    pub fn current() -> Option<Self> {
-        Self::of(&Context::current())
-    }
+    fn current() -> Option<Self>;
 
     /// The context of `span`; `None` if it is not traced.
-    pub fn of_span(span: &Span) -> Option<Self> {
-        if span.is_disabled() { None } else { Self::of(&span.context()) }
-    }
-
-    fn of(context: &Context) -> Option<Self> {
-        let span = context.span();
-        let span = span.span_context();
-        span.is_valid().then(|| Self {
-            trace: span.trace_id().to_bytes(),
-            span: span.span_id().to_bytes(),
-            flags: span.trace_flags().to_u8(),
-        })
-    }
-
-    fn remote(self) -> SpanContext {
-        SpanContext::new(
-            TraceId::from_bytes(self.trace),
-            SpanId::from_bytes(self.span),
-            TraceFlags::new(self.flags) & TraceFlags::SAMPLED,
-            true,
-            TraceState::default(),
-        )
-    }
+    fn of_span(span: &Span) -> Option<Self>;
 
     /// Makes `span`, which has not begun, a child of this context.
-    pub fn adopt(self, span: &Span) {
-        let remote = self.remote();
+    fn adopt(self, span: &Span);
+
+    /// Notes in `span` that it was caused by this context, too.
+    fn link(self, span: &Span);
+}
+
+impl TraceContextExt for TraceContext {
+    fn current() -> Option<Self> {
+        of(&Context::current())
+    }
+
+    fn of_span(span: &Span) -> Option<Self> {
+        if span.is_disabled() { None } else { of(&span.context()) }
+    }
+
+    fn adopt(self, span: &Span) {
+        let remote = remote(self);
         if remote.is_valid() && !span.is_disabled() {
             // Fails only for a span that has begun, whose trace stays as it is.
             let _ = span.set_parent(Context::new().with_remote_span_context(remote));
         }
     }
 
-    /// Notes in `span` that it was caused by this context, too.
-    pub fn link(self, span: &Span) {
-        let remote = self.remote();
+    fn link(self, span: &Span) {
+        let remote = remote(self);
         if remote.is_valid() && !span.is_disabled() {
             span.add_link(remote);
         }
     }
 }
 
-impl Write for TraceContext {
-    fn write(&self, buf: &mut impl BufMut) {
-        self.trace.write(buf);
-        self.span.write(buf);
-        self.flags.write(buf);
-    }
+fn of(context: &Context) -> Option<TraceContext> {
+    let span = context.span();
+    let span = span.span_context();
+    span.is_valid().then(|| TraceContext {
+        trace: span.trace_id().to_bytes(),
+        span: span.span_id().to_bytes(),
+        flags: span.trace_flags().to_u8(),
+    })
 }
 
-impl FixedSize for TraceContext {
-    const SIZE: usize = 25;
-}
-
-impl Read for TraceContext {
-    type Cfg = ();
-    fn read_cfg(buf: &mut impl Buf, _: &()) -> Result<Self, CodecError> {
-        Ok(Self {
-            trace: <[u8; 16]>::read(buf)?,
-            span: <[u8; 8]>::read(buf)?,
-            flags: u8::read(buf)?,
-        })
-    }
+fn remote(context: TraceContext) -> SpanContext {
+    SpanContext::new(
+        TraceId::from_bytes(context.trace),
+        SpanId::from_bytes(context.span),
+        TraceFlags::new(context.flags) & TraceFlags::SAMPLED,
+        true,
+        TraceState::default(),
+    )
 }
 
 /// Label of an exemplar.
@@ -147,7 +126,7 @@ impl EncodeMetric for TracedHistogram {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use commonware_codec::{DecodeExt as _, Encode as _};
+    use commonware_codec::{DecodeExt as _, Encode as _, FixedSize as _};
 
     #[test]
     fn a_context_survives_the_wire() {
@@ -155,8 +134,8 @@ mod tests {
         let bytes = context.encode();
         assert_eq!(bytes.len(), TraceContext::SIZE);
         assert_eq!(TraceContext::decode(bytes).unwrap(), context);
-        let remote = Context::new().with_remote_span_context(context.remote());
-        assert_eq!(TraceContext::of(&remote), Some(context));
+        let at = Context::new().with_remote_span_context(remote(context));
+        assert_eq!(of(&at), Some(context));
     }
 
     #[test]
@@ -164,7 +143,7 @@ mod tests {
         assert_eq!(TraceContext::current(), None);
         assert!(TraceLabel::current().is_none());
         let nonsense = TraceContext { trace: [0; 16], span: [0; 8], flags: 0xff };
-        assert!(!nonsense.remote().is_valid());
+        assert!(!remote(nonsense).is_valid());
         nonsense.adopt(&Span::none());
         nonsense.link(&Span::none());
     }

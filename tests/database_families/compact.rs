@@ -12,10 +12,10 @@ use std::{
 };
 use syncd::database::{
     self, Database, Error, Fetch, FetchError, Generations, Kind, OpenAt, Operation, Place, State,
-    SyncError, history_at, partitions,
+    SyncError, partitions,
     types::{Family, HashKind, Mode},
-    verify_operation,
 };
+use syncd::verify::{history_at, verify_operation};
 
 fn for_each_compact_kind<F: Future<Output = ()>>(test: impl Fn(Context, Kind) -> F) {
     for family in [Family::Immutable, Family::Keyless] {

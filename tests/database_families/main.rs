@@ -314,7 +314,7 @@ fn a_boundary_proves_the_nodes_before_it() {
         let new = write(&mut database, kind.family, 3).await;
         let fetch = Fetch::Boundary { size: new.size, start: old.size };
         let body = database.serve(fetch, BYTES).await.unwrap().body;
-        let verify = |root, body| database::history_at(kind, root, new.size, old.size, body);
+        let verify = |root, body| syncd::verify::history_at(kind, root, new.size, old.size, body);
         assert!(verify(new.operations_root, body.clone()).unwrap().contains(&old.operations_root));
         assert!(verify(old.operations_root, body.clone()).is_err());
         let mut spoiled = body.to_vec();

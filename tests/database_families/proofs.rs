@@ -14,8 +14,8 @@ use std::{
 use syncd::database::{
     self, Database, Error, Kind, OpenAt, Operation, Place,
     types::{Change, Digest, Family, HashKind, KEY_LENGTH_MAX, Mode, VALUE_LENGTH_MAX},
-    verify_key, verify_operation,
 };
+use syncd::verify::{verify_key, verify_operation};
 
 /// Every way of flipping one bit of `bytes`, every prefix, and one byte more.
 fn spoiled(bytes: &Bytes) -> impl Iterator<Item = Bytes> {

@@ -18,9 +18,10 @@ use std::{
     },
     time::Duration,
 };
+use syncd::verify::Evidence;
 use syncd::{
     api::WriteRequest,
-    checkpoint::{Evidence, SignedCheckpoint},
+    checkpoint::SignedCheckpoint,
     client::{self, replica::Phase},
     commit_log::Commit,
     database::{

@@ -4,12 +4,10 @@ use super::{Cast, Disorder, KEYS, Story, WRITERS};
 use crate::machine::{Life, Machine};
 use commonware_runtime::Clock as _;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use syncd::verify::{verify_key, verify_operation};
 use syncd::{
     api::Name,
-    database::{
-        types::{Family, Mode},
-        verify_key, verify_operation,
-    },
+    database::types::{Family, Mode},
     ledger::Ledger,
 };
 
