@@ -11,28 +11,33 @@
 FROM rust:1.95-bookworm AS build
 WORKDIR /build
 # Paths of this stage stay out of the programs: the same source should give the same bytes wherever it is built.
-ENV CARGO_INCREMENTAL=0 CARGO_TERM_COLOR=never CARGO_PROFILE_RELEASE_STRIP=symbols \
+ENV CARGO_INCREMENTAL=0 CARGO_TERM_COLOR=never CARGO_PROFILE_DIST_STRIP=symbols \
     RUSTFLAGS="--remap-path-prefix=/build=/syncd --remap-path-prefix=/usr/local/cargo=/cargo"
 
 # Dependencies in a layer of their own, with empty programs on top: built again only when the lock file changes.
 COPY Cargo.toml Cargo.lock ./
+COPY crates/syncd-proto/Cargo.toml crates/syncd-proto/
+COPY crates/syncd-store/Cargo.toml crates/syncd-store/
+COPY crates/syncd-verify/Cargo.toml crates/syncd-verify/
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
-    mkdir -p src/bin && touch src/lib.rs \
+    mkdir -p src/bin crates/syncd-proto/src crates/syncd-store/src crates/syncd-verify/src \
+    && touch src/lib.rs crates/syncd-proto/src/lib.rs crates/syncd-store/src/lib.rs crates/syncd-verify/src/lib.rs \
     && for program in syncd-server syncd-client syncctl; do echo 'fn main() {}' >src/bin/$program.rs; done \
-    && cargo build --release --locked
+    && cargo build --profile dist --locked
 
 # syncctl carries the example records. cargo compares times: the empty programs must not look newer than the real ones.
 COPY examples/data examples/data
+COPY crates crates
 COPY src src
 ARG REVISION=unknown
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
-    find src -name '*.rs' -exec touch {} + \
-    && SYNCD_COMMIT="$REVISION" cargo build --release --locked
+    find src crates -name '*.rs' -exec touch {} + \
+    && SYNCD_COMMIT="$REVISION" cargo build --profile dist --locked
 
 # Not above: build scripts of C libraries look at it, and all would be built once more.
 ARG SOURCE_DATE_EPOCH=0
 RUN mkdir -p /image/bin /image/state/public /image/keys/server /image/keys/client-1 /image/keys/client-2 /image/keys/writer \
-    && cp target/release/syncd-server target/release/syncd-client target/release/syncctl /image/bin/ \
+    && cp target/dist/syncd-server target/dist/syncd-client target/dist/syncctl /image/bin/ \
     && find /image -exec touch --no-dereference --date="@$SOURCE_DATE_EPOCH" {} +
 
 # The C library and certificates; no shell, no package manager.

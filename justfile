@@ -48,7 +48,7 @@ deny:
 
 # The figures of docs/PERFORMANCE.md.
 bench:
-    cargo build --release
+    cargo build --profile dist
     python3 benches/pair.py
 
 # The image of this commit.

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The figures of docs/PERFORMANCE.md: our pair, and the peer where it is installed.
 
-    cargo build --release
+    cargo build --profile dist
     python3 benches/pair.py [--peer DIR] [--hash blake3,sha256] [--only NAME,...]
 
 The peer is `cargo install commonware-sync --version 2026.7.1 --locked --root DIR`. Every figure is
@@ -13,7 +13,7 @@ import argparse, base64, http.client, json, os, re, shutil, signal, subprocess, 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TARGET = os.environ.get("CARGO_TARGET_DIR") or json.loads(subprocess.run(
     ["cargo", "metadata", "--format-version", "1", "--no-deps"], cwd=ROOT, capture_output=True, text=True).stdout)["target_directory"]
-BIN = os.path.join(TARGET, "release")
+BIN = os.path.join(TARGET, "dist")
 
 
 class Daemon:

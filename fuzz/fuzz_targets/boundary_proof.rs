@@ -4,10 +4,10 @@
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
 use syncd::database::{
-    Kind, history_at,
+    Kind,
     types::{Digest, Family, HashKind},
-    verify_boundary,
 };
+use syncd_verify::{history_at, verify_boundary};
 
 // The root is fixed: one that the input may choose can be made to fit the proof in it.
 fuzz_target!(|input: (u8, u16, u16, &[u8])| {
