@@ -251,7 +251,7 @@ fn an_auditor_needs_a_file_and_a_key() {
 /// Vectors that are kept: what was proved once stays proved.
 #[test]
 fn kept_proofs_are_still_proofs() {
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors");
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("crates/syncd-verify/tests/vectors");
     let trust: serde_json::Value =
         serde_json::from_slice(&std::fs::read(directory.join("trust.json")).unwrap()).unwrap();
     let mut files = 0;
@@ -273,7 +273,7 @@ fn kept_proofs_are_still_proofs() {
 #[test]
 #[ignore = "writes files: run it by hand when a format changes"]
 fn write_vectors() {
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors");
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("crates/syncd-verify/tests/vectors");
     std::fs::create_dir_all(&directory).unwrap();
     let mut proofs = Vec::new();
     for (family, hash) in [

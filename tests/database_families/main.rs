@@ -6,6 +6,7 @@
 mod compact;
 mod crashes;
 mod proofs;
+mod vectors;
 
 use bytes::Bytes;
 use commonware_runtime::{Runner as _, Supervisor as _, deterministic};

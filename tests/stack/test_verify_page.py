@@ -12,7 +12,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from conftest import ROOT
 
-VECTORS = ROOT / "tests/vectors"
+VECTORS = ROOT / "crates/syncd-verify/tests/vectors"
 PROOFS = json.loads((VECTORS / "trust.json").read_text())["proofs"]
 # Without these the browser itself looks for its maker's servers.
 OPTIONS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
