@@ -219,7 +219,11 @@ impl<E: Runtime> Connection<E> {
         } else {
             tracing::info!(reason = %error, "not connected");
         }
-        if !matches!(replica.phase(), Phase::Refusing(_) | Phase::Stalled("storage")) {
+        // Hung up on, to greet it again, a server that is behind is still what the replica waits for.
+        let is_behind = replica.phase() == Phase::Stalled("server_behind")
+            && matches!(error.telling(), LinkError::Closed);
+        if !is_behind && !matches!(replica.phase(), Phase::Refusing(_) | Phase::Stalled("storage"))
+        {
             replica.set_phase(Phase::Connecting, now);
             replica.set_error(Some(error.to_string()));
         }

@@ -3,7 +3,7 @@
 use super::{
     connection::Session,
     replica::Phase,
-    sync_loop::{Fatal, Outcome, Step, SyncLoop},
+    sync_loop::{End, Fatal, Outcome, Step, SyncLoop},
 };
 use crate::{
     checkpoint::{SignedCheckpoint, unix_ms},
@@ -29,7 +29,7 @@ impl<E: Runtime> SyncLoop<E> {
         let sequence = ledger.head().checkpoint.sequence;
         let mut stream = match session.link.follow(sequence).await {
             Ok(stream) => stream,
-            Err(error) => return Ok(Step::Done(Outcome::End(self.link_end(error)))),
+            Err(error) => return Ok(Step::Done(Outcome::End(self.stream_end(error, session)))),
         };
         // What was refused stays refused until something was accepted: a state that flaps with each
         // attempt is seen by nobody.
@@ -48,7 +48,7 @@ impl<E: Runtime> SyncLoop<E> {
                     return Ok(Step::Done(Outcome::End(self.misbehaved(&session.link, error))));
                 }
                 Step::Done(Err(error)) => {
-                    return Ok(Step::Done(Outcome::End(self.link_end(error))));
+                    return Ok(Step::Done(Outcome::End(self.stream_end(error, session))));
                 }
             };
             // Before anything is written: what fails half way costs the reads.
@@ -89,6 +89,18 @@ impl<E: Runtime> SyncLoop<E> {
                 }
             }
         }
+    }
+
+    /// The end of a stream. A server that has less than the replica is at may have forgotten what it signed: it is greeted
+    /// again, because since the last greeting the replica may have advanced.
+    fn stream_end(&self, error: LinkError, session: &Session<E>) -> End {
+        let is_behind =
+            matches!(&error, LinkError::Refused(refused) if refused.code == Code::Ahead);
+        let end = self.link_end(error);
+        if is_behind {
+            session.link.close(LinkError::Closed);
+        }
+        end
     }
 
     /// Ends the watch of a state sync once the replica has caught up from what it adopted.

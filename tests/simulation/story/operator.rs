@@ -10,6 +10,7 @@ use std::{
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
+use syncd::runtime::Runtime as _;
 use syncd::{
     client,
     database::types::DatabaseId,
@@ -176,9 +177,14 @@ impl Story {
                 !client.life.is_dead()
                     && known.is_some_and(|known| known.checkpoint.sequence > newest)
             });
+            let state = |client: &Process<Client>| {
+                let known = client.parts.known.newest().map(|known| known.checkpoint.sequence);
+                (known, client.parts.status(client.clock.moment()))
+            };
             assert!(
                 process.life.is_dead() || !knows_more,
-                "a restored publisher goes on, although a replica knows more than commit {newest}"
+                "a restored publisher goes on, although a replica knows more than commit {newest}: {:?}",
+                clients().map(state).collect::<Vec<_>>()
             );
             self.end(process).await;
         }
