@@ -30,8 +30,9 @@
 //!
 //! # Layers
 //!
-//! Imports point downward: `server | client → serve, replicate → ledger, link → commit_log,
-//! checkpoint, database, wire`. Server and client never import each other. Everything between
+//! Imports point downward: `server | client → serve, replicate → link`, and below this crate
+//! `syncd-store` (ledger, commit log, database), `syncd-verify` (proofs, evidence) and `syncd-proto`
+//! (checkpoints, commits, messages). Server and client never import each other. Everything between
 //! the wire and the disk is generic over [`runtime::Runtime`], so that tests run it on a simulated
 //! clock, disk and network.
 

@@ -38,9 +38,7 @@ impl<E: Runtime> Mark<E> {
         let (blob, _) = context.open(partition, NAME).await.map_err(failed)?;
         let mark = Self { blob: Mutex::new(Some(blob)), found: Some(sequence) };
         mark.set(sequence).await?;
-        if let Some(blob) = mark.blob.lock().await.as_ref() {
-            blob.sync().await.map_err(failed)?;
-        }
+        mark.sync().await?;
         Ok(mark)
     }
 
@@ -86,7 +84,13 @@ impl<E: Runtime> Mark<E> {
         Ok(())
     }
 
-    /// Gives the file back, so that it can be opened or removed.
+    /// Makes what was written down durable: until then the end of the machine, but not of the process, may undo it.
+    pub async fn sync(&self) -> Result<(), Error> {
+        let blob = self.blob.lock().await;
+        blob.as_ref().ok_or(Error::Poisoned)?.sync().await.map_err(failed)
+    }
+
+    /// Closes the file, so that it can be opened or removed.
     pub async fn close(&self) {
         self.blob.lock().await.take();
     }

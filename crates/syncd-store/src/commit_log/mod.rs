@@ -439,8 +439,10 @@ impl<E: Runtime> CommitLog<E> {
         first
     }
 
-    /// Advances the recovery point to the end, so that the next opening has nothing to repair.
+    /// Advances the recovery point to the end, so that the next opening has nothing to repair, and makes durable what says
+    /// how far that is.
     pub async fn sync(&self) -> Result<(), Error> {
+        self.mark.sync().await?;
         let mut slot = self.journal.write().await;
         let journal = slot.take().ok_or(Error::Poisoned)?;
         *slot = Some(journal.sync().await?);
@@ -452,7 +454,7 @@ impl<E: Runtime> CommitLog<E> {
         self.journal.read().await.is_some()
     }
 
-    /// Gives the storage back, so that it can be opened or removed.
+    /// Closes the files, so that they can be opened or removed.
     pub async fn close(&self) {
         self.journal.write().await.take();
         self.mark.close().await;
