@@ -76,7 +76,9 @@ pub(super) fn layer(
 /// The spans of this program, whatever the log's level.
 pub(super) fn own_spans() -> FilterFn {
     filter_fn(|metadata| {
-        let is_ours = metadata.target() == "syncd" || metadata.target().starts_with("syncd::");
+        let target = metadata.target();
+        let of_crate = target.split_once("::").map_or(target, |(of_crate, _)| of_crate);
+        let is_ours = of_crate == "syncd" || of_crate.starts_with("syncd_");
         metadata.is_span() && is_ours && *metadata.level() <= tracing::Level::INFO
     })
 }
