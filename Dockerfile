@@ -19,9 +19,10 @@ COPY Cargo.toml Cargo.lock ./
 COPY crates/syncd-proto/Cargo.toml crates/syncd-proto/
 COPY crates/syncd-store/Cargo.toml crates/syncd-store/
 COPY crates/syncd-verify/Cargo.toml crates/syncd-verify/
+COPY crates/syncd-verify-web/Cargo.toml crates/syncd-verify-web/
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
-    mkdir -p src/bin crates/syncd-proto/src crates/syncd-store/src crates/syncd-verify/src \
-    && touch src/lib.rs crates/syncd-proto/src/lib.rs crates/syncd-store/src/lib.rs crates/syncd-verify/src/lib.rs \
+    mkdir -p src/bin && touch src/lib.rs \
+    && for crate in crates/*; do mkdir "$crate/src" && touch "$crate/src/lib.rs"; done \
     && for program in syncd-server syncd-client syncctl; do echo 'fn main() {}' >src/bin/$program.rs; done \
     && cargo build --profile dist --locked
 

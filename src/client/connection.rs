@@ -2,7 +2,8 @@
 
 use super::{
     judge::Unacceptable,
-    replica::{Phase, Replica},
+    phase::{Fatal, Phase, RefusalReason, StallReason},
+    replica::Replica,
 };
 use crate::watch;
 use crate::{
@@ -75,7 +76,7 @@ pub struct Connection<E: Runtime> {
     /// Their connections, for a running state sync.
     pub links: watch::Sender<Option<Arc<Link<E>>>>,
     /// Mismatches with no verified state to serve: the client exits 65.
-    pub fatal: tokio::sync::mpsc::Sender<String>,
+    pub fatal: tokio::sync::mpsc::Sender<Fatal>,
 }
 
 impl<E: Runtime> Connection<E> {
@@ -167,31 +168,26 @@ impl<E: Runtime> Connection<E> {
             Unacceptable::Refused(refusal) => refusal,
             Unacceptable::NotProved(_) => {
                 tracing::error!(reason = %text, "the server is refused");
-                self.replica.set_phase(Phase::Refusing("rejected"), now);
+                self.replica.set_phase(Phase::Refusing(RefusalReason::Rejected), now);
                 self.replica.set_error(Some(text));
                 return LinkError::Protocol("the server does not prove its history");
             }
             Unacceptable::Storage(_) => {
                 tracing::error!(error = %text, "the replica cannot go on");
-                self.replica.set_phase(Phase::Stalled("storage"), now);
+                self.replica.set_phase(Phase::Stalled(StallReason::Storage), now);
                 self.replica.set_error(Some(text));
                 return LinkError::Closed;
             }
             Unacceptable::Link(error) => return error,
         };
         tracing::error!(reason = %text, "the server is refused");
-        let word = match &refusal {
-            Refusal::Equivocation(_) => "equivocation",
-            _ if refusal.is_mismatch() => "mismatch",
-            _ => "rejected",
-        };
-        self.replica.set_phase(Phase::Refusing(word), now);
+        self.replica.set_phase(Phase::Refusing((&refusal).into()), now);
         self.replica.set_error(Some(text.clone()));
         if refusal.is_mismatch() && self.replica.head().is_none() {
-            let _ = self.fatal.send(text).await;
+            let _ = self.fatal.send(Fatal::Mismatch(text)).await;
         }
         if matches!(refusal, Refusal::Equivocation(_)) {
-            let _ = self.fatal.try_send(format!("{EQUIVOCATION}{refusal}"));
+            let _ = self.fatal.try_send(Fatal::Equivocation(refusal));
         }
         LinkError::Protocol("the server's checkpoint is not acceptable")
     }
@@ -208,9 +204,9 @@ impl<E: Runtime> Connection<E> {
         if let LinkError::Refused(refused) = error.telling()
             && (refused.code == Code::Mismatch || refused.code == Code::UnsupportedVersion)
         {
-            replica.set_phase(Phase::Refusing("mismatch"), now);
+            replica.set_phase(Phase::Refusing(RefusalReason::Mismatch), now);
             if replica.head().is_none() {
-                let _ = self.fatal.send(refused.to_string()).await;
+                let _ = self.fatal.send(Fatal::Mismatch(refused.to_string())).await;
             }
         }
         if let LinkError::Protocol(what) = error.telling() {
@@ -220,15 +216,13 @@ impl<E: Runtime> Connection<E> {
             tracing::info!(reason = %error, "not connected");
         }
         // Hung up on, to greet it again, a server that is behind is still what the replica waits for.
-        let is_behind = replica.phase() == Phase::Stalled("server_behind")
+        let is_behind = replica.phase() == Phase::Stalled(StallReason::ServerBehind)
             && matches!(error.telling(), LinkError::Closed);
-        if !is_behind && !matches!(replica.phase(), Phase::Refusing(_) | Phase::Stalled("storage"))
+        if !is_behind
+            && !matches!(replica.phase(), Phase::Refusing(_) | Phase::Stalled(StallReason::Storage))
         {
             replica.set_phase(Phase::Connecting, now);
             replica.set_error(Some(error.to_string()));
         }
     }
 }
-
-/// Marks the message of a found equivocation, for `--on-equivocation exit`.
-pub const EQUIVOCATION: &str = "equivocation: ";

@@ -6,9 +6,10 @@ use super::{
     freshness::Freshness,
     known::{Known, Policies},
     metrics::{DirectionLabel, Metrics},
+    phase::{Fatal, Phase, StallReason},
     pin,
-    replica::{Phase, Replica},
-    sync_loop::{Config as LoopConfig, Fatal, SyncLoop},
+    replica::Replica,
+    sync_loop::{Config as LoopConfig, StorageFailure, SyncLoop},
 };
 use crate::watch;
 use crate::{
@@ -112,10 +113,10 @@ impl From<database::Error> for Error {
     }
 }
 
-impl From<Fatal> for Error {
-    fn from(error: Fatal) -> Self {
+impl From<StorageFailure> for Error {
+    fn from(error: StorageFailure) -> Self {
         match error {
-            Fatal::Ledger(error) | Fatal::Final(error) => Self::Ledger(error),
+            StorageFailure::Ledger(error) | StorageFailure::Final(error) => Self::Ledger(error),
         }
     }
 }
@@ -141,11 +142,11 @@ pub struct Core<E: Runtime> {
     /// Shared state.
     pub replica: Arc<Replica<E>>,
     /// Ends with the loop.
-    pub looping: commonware_runtime::Handle<Result<(), Fatal>>,
+    pub looping: commonware_runtime::Handle<Result<(), StorageFailure>>,
     /// Ends with the first failure of the upkeep.
     pub upkeep: commonware_runtime::Handle<ledger::Error>,
     /// Reasons to end: a mismatch with nothing to serve, or an equivocation.
-    pub fatal: mpsc::Receiver<String>,
+    pub fatal: mpsc::Receiver<Fatal>,
     stop: watch::Sender<bool>,
     tasks: Vec<commonware_runtime::Handle<()>>,
 }
@@ -302,7 +303,7 @@ async fn maintain<E: Runtime>(
         match replica.reopen(&context, &ledger).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
-                replica.set_phase(Phase::Stalled("storage"), context.monotonic());
+                replica.set_phase(Phase::Stalled(StallReason::Storage), context.monotonic());
                 replica.set_error(Some(error.to_string()));
             }
             Err(error) => return error,

@@ -2,8 +2,8 @@
 
 use super::{
     connection::Session,
-    replica::Phase,
-    sync_loop::{End, Fatal, Outcome, Step, SyncLoop},
+    phase::Phase,
+    sync_loop::{End, Interrupt, Outcome, SyncLoop},
 };
 use crate::{
     checkpoint::{SignedCheckpoint, unix_ms},
@@ -25,11 +25,11 @@ impl<E: Runtime> SyncLoop<E> {
         ledger: &Arc<Ledger<E>>,
         session: &Arc<Session<E>>,
         mut target: Option<SignedCheckpoint>,
-    ) -> Result<Step<Outcome>, Fatal> {
+    ) -> Result<Outcome, Interrupt> {
         let sequence = ledger.head().checkpoint.sequence;
         let mut stream = match session.link.follow(sequence).await {
             Ok(stream) => stream,
-            Err(error) => return Ok(Step::Done(Outcome::End(self.stream_end(error, session)))),
+            Err(error) => return Err(self.stream_end(error, session).into()),
         };
         // What was refused stays refused until something was accepted: a state that flaps with each
         // attempt is seen by nobody.
@@ -38,27 +38,23 @@ impl<E: Runtime> SyncLoop<E> {
         }
         let mut target_asked = self.context.monotonic();
         loop {
-            let received = match self.or_stop(follow::receive(&mut stream)).await {
-                Step::Stop => return Ok(Step::Stop),
-                Step::Done(Ok(received)) => received,
-                Step::Done(Err(LinkError::Refused(refused))) if refused.code == Code::Pruned => {
-                    return Ok(Step::Done(Outcome::StateSync));
+            let received = match self.or_stop(follow::receive(&mut stream)).await? {
+                Ok(received) => received,
+                Err(LinkError::Refused(refused)) if refused.code == Code::Pruned => {
+                    return Ok(Outcome::StateSync);
                 }
-                Step::Done(Err(error @ LinkError::Protocol(_))) => {
-                    return Ok(Step::Done(Outcome::End(self.misbehaved(&session.link, error))));
+                Err(error @ LinkError::Protocol(_)) => {
+                    return Err(self.misbehaved(&session.link, error).into());
                 }
-                Step::Done(Err(error)) => {
-                    return Ok(Step::Done(Outcome::End(self.stream_end(error, session))));
-                }
+                Err(error) => return Err(self.stream_end(error, session).into()),
             };
             // Before anything is written: what fails half way costs the reads.
-            if let Err(end) = self.may_write(ledger).await {
-                return Ok(Step::Done(Outcome::End(end)));
-            }
+            self.may_write(ledger).await?;
             // From here to the end of the iteration nothing is dropped half way.
-            let step = match received {
+            match received {
                 Received::Heartbeat(checkpoint) => {
-                    self.heartbeat(ledger, &checkpoint, session).await
+                    self.judge(&checkpoint, &session.link).await?;
+                    self.resign(ledger);
                 }
                 Received::Commits(commits, traces) => {
                     let span = tracing::info_span!(
@@ -68,11 +64,11 @@ impl<E: Runtime> SyncLoop<E> {
                         size = Empty,
                         sequence = Empty,
                     );
-                    self.iterate(ledger, &commits, &traces, session).instrument(span).await?
+                    let iterating = self.iterate(ledger, &commits, &traces, session);
+                    if let Some(outcome) = iterating.instrument(span).await? {
+                        return Ok(outcome);
+                    }
                 }
-            };
-            if let Err(outcome) = step {
-                return Ok(Step::Done(outcome));
             }
             self.replica.set_phase(Phase::Following, self.context.monotonic());
             self.release(session);
@@ -80,7 +76,7 @@ impl<E: Runtime> SyncLoop<E> {
                 let now = self.context.monotonic();
                 let interval = self.config.pace.target_update_interval;
                 if ledger.head().checkpoint.sequence >= wanted.checkpoint.sequence {
-                    return Ok(Step::Done(Outcome::Reached));
+                    return Ok(Outcome::Reached);
                 }
                 if now.saturating_sub(target_asked) >= interval {
                     target_asked = now;
@@ -117,27 +113,16 @@ impl<E: Runtime> SyncLoop<E> {
         }
     }
 
-    async fn heartbeat(
-        &self,
-        ledger: &Arc<Ledger<E>>,
-        checkpoint: &SignedCheckpoint,
-        session: &Arc<Session<E>>,
-    ) -> Result<(), Outcome> {
-        self.judge(checkpoint, &session.link).await.map_err(Outcome::End)?;
-        self.resign(ledger);
-        Ok(())
-    }
-
-    /// One iteration: verifies, executes and adopts `commits`.
+    /// One iteration: verifies, executes and adopts `commits`. `Some` if they do not lead on.
     async fn iterate(
         &self,
         ledger: &Arc<Ledger<E>>,
         commits: &[Commit],
         traces: &[TraceContext],
         session: &Arc<Session<E>>,
-    ) -> Result<Result<(), Outcome>, Fatal> {
+    ) -> Result<Option<Outcome>, Interrupt> {
         let started = self.context.monotonic();
-        let Some(newest) = commits.last() else { return Ok(Ok(())) };
+        let Some(newest) = commits.last() else { return Ok(None) };
         // Each state is verified and compared with what is known, not only the last one: two
         // signatures that contradict each other may be anywhere among them.
         let head = ledger.head();
@@ -147,10 +132,10 @@ impl<E: Runtime> SyncLoop<E> {
                     sequence = commit.sequence(),
                     "a commit from before the trusted publisher keys: syncing the state"
                 );
-                return Ok(Err(Outcome::StateSync));
+                return Ok(Some(Outcome::StateSync));
             }
             if let Err(refusal) = self.replica.known.admit(&commit.checkpoint, Some(&head)) {
-                return Ok(Err(Outcome::End(self.refuse(&refusal, &session.link))));
+                return Err(self.refuse(&refusal, &session.link).into());
             }
         }
         let size_before = head.checkpoint.size;
@@ -165,21 +150,21 @@ impl<E: Runtime> SyncLoop<E> {
                     sequence,
                     "a commit of another execution version: syncing the state"
                 );
-                return Ok(Err(Outcome::StateSync));
+                return Ok(Some(Outcome::StateSync));
             }
             Err(follow::Error::DoesNotFollow(checkpoint)) => {
                 let end = self.investigate(ledger, &checkpoint, &session.link).await;
                 self.count_iteration("follow", "error");
-                return Ok(Err(Outcome::End(end)));
+                return Err(end.into());
             }
             Err(follow::Error::Link(error)) => {
-                return Ok(Err(Outcome::End(self.link_end(error))));
+                return Err(self.link_end(error).into());
             }
         }
         let states = commits.iter().map(|commit| &commit.checkpoint);
         self.replica.known.adopted(states, self.context.moment()).await;
         self.adopted(newest, commits, size_before, started);
-        Ok(Ok(()))
+        Ok(None)
     }
 
     /// Notes an advance by commits.

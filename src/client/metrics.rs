@@ -1,5 +1,6 @@
 //! What a replica measures of itself.
 
+use super::phase::Phase;
 use crate::{
     checkpoint::Refusal, link::LinkError, runtime::Step, serve::DURATION_BUCKETS,
     telemetry::context::TracedHistogram, wire::Code,
@@ -185,14 +186,14 @@ impl Metrics {
         for direction in Step::DIRECTIONS {
             let _ = self.clock_steps.get_or_create(&DirectionLabel { direction });
         }
-        for reason in STALLS {
+        for reason in Phase::STALLS {
             let _ = self.stalled.get_or_create(&ReasonLabel { reason });
         }
     }
 
     /// Says why the replica cannot advance; `None` if it can.
     pub fn set_stalled(&self, reason: Option<&'static str>) {
-        for known in STALLS {
+        for known in Phase::STALLS {
             let stalled = i64::from(reason == Some(known));
             self.stalled.get_or_create(&ReasonLabel { reason: known }).set(stalled);
         }
@@ -206,14 +207,3 @@ impl Metrics {
 
 /// What is refused beyond checkpoints.
 const REJECTIONS: [&str; 5] = ["boundary", "commit_root", "proof", "protocol", "root"];
-/// Reasons for not advancing.
-const STALLS: [&str; 8] = [
-    "clock",
-    "equivocation",
-    "mismatch",
-    "rejected",
-    "server_behind",
-    "pruned",
-    "storage",
-    "disconnected",
-];

@@ -11,6 +11,7 @@ pub mod freshness;
 mod judge;
 pub mod known;
 pub mod metrics;
+pub mod phase;
 pub mod pin;
 mod rebuild;
 pub mod replica;

@@ -4,8 +4,8 @@ use super::{
     connection::Session,
     disk,
     judge::Standing,
-    replica::Phase,
-    sync_loop::{End, Fatal, Step, SyncLoop},
+    phase::{Phase, RefusalReason, StallReason},
+    sync_loop::{End, Interrupt, SyncLoop},
 };
 use crate::{
     checkpoint::{Admission, SignedCheckpoint, check_freshness},
@@ -24,22 +24,13 @@ use std::{
 use tracing::Instrument as _;
 
 impl<E: Runtime> SyncLoop<E> {
-    /// Builds a new generation; `Some` if this session cannot serve for it now.
-    pub(super) async fn state_sync(
-        &mut self,
-        session: &Arc<Session<E>>,
-    ) -> Result<Step<Option<End>>, Fatal> {
+    /// An iteration that builds a new generation.
+    pub(super) async fn state_sync(&mut self, session: &Arc<Session<E>>) -> Result<(), Interrupt> {
         let started = self.context.monotonic();
         let link = &session.link;
-        let (target, standing) = match self.or_stop(self.ask_target(link)).await {
-            Step::Stop => return Ok(Step::Stop),
-            Step::Done(Ok(asked)) => asked,
-            Step::Done(Err(end)) => return Ok(Step::Done(Some(end))),
-        };
+        let (target, standing) = self.or_stop(self.ask_target(link)).await??;
         let old = self.replica.ledger.load_full();
-        if let Some(end) = self.refuse_target(old.as_ref(), &target, standing) {
-            return Ok(Step::Done(Some(end)));
-        }
+        self.check_target(old.as_ref(), &target, standing)?;
         self.replica.known.keep().await;
         self.replica.set_phase(Phase::StateSync, started);
         // Begun before the sync: the server keeps what the target needs, and tells of newer ones.
@@ -62,8 +53,8 @@ impl<E: Runtime> SyncLoop<E> {
         let out_of_room = disk::out_of_room(self.context.child("room"), self.replica.clone());
         let result = tokio::select! {
             biased;
-            _ = stop.wait_for(|stop| *stop) => None,
-            reason = out_of_room => return Ok(Step::Done(Some(End::no_storage(reason)))),
+            _ = stop.wait_for(|stop| *stop) => return Err(Interrupt::Stop),
+            reason = out_of_room => return Err(End::no_storage(reason).into()),
             result = state_sync::run(
                 &self.context,
                 &mut self.generations,
@@ -72,16 +63,11 @@ impl<E: Runtime> SyncLoop<E> {
                 source,
                 &self.replica.progress,
             )
-            .instrument(span) => Some(result),
+            .instrument(span) => result,
         };
-        let ledger = match result {
-            None => return Ok(Step::Stop),
-            Some(Ok(ledger)) => Arc::new(ledger),
-            Some(Err(error)) => return self.state_sync_failed(error),
-        };
+        let ledger = result.map_err(|error| self.state_sync_failed(error))?;
         *session.held.lock() = watching;
-        self.adopt(old, ledger, started).await?;
-        Ok(Step::Done(None))
+        self.adopt(old, Arc::new(ledger), started).await
     }
 
     /// How to fetch from a server: as configured, within the bounds that it named.
@@ -105,27 +91,27 @@ impl<E: Runtime> SyncLoop<E> {
         config
     }
 
-    /// Why `target` may not replace what we have.
-    fn refuse_target(
+    /// Whether `target` may replace what we have.
+    fn check_target(
         &self,
         old: Option<&Arc<Ledger<E>>>,
         target: &SignedCheckpoint,
         standing: Standing,
-    ) -> Option<End> {
+    ) -> Result<(), End> {
         let known = self.replica.known.newest().map_or(0, |known| known.checkpoint.sequence);
         let own = old.map(|ledger| ledger.head().checkpoint.sequence);
         let sequence = target.checkpoint.sequence;
         // Also without a state of our own: what was once known to be signed is never gone back on.
         if standing == Standing::Behind || own.is_some_and(|own| sequence <= own) {
             let text = format!("the server is behind commit {known}, which was seen before");
-            return Some(End::Pause(Phase::Stalled("server_behind"), text));
+            return Err(End::Pause(Phase::Stalled(StallReason::ServerBehind), text));
         }
         if old.is_none() {
             let (age, skew) = (self.config.age_max, self.config.skew);
             let fresh = check_freshness(&target.checkpoint, self.context.current(), age, skew);
             if let Err(refusal) = fresh {
                 self.replica.metrics.reject(refusal.reason());
-                return Some(End::Pause(Phase::Stalled("clock"), refusal.to_string()));
+                return Err(End::Pause(Phase::Stalled(StallReason::Clock), refusal.to_string()));
             }
         }
         if standing == Standing::Unproved {
@@ -135,7 +121,7 @@ impl<E: Runtime> SyncLoop<E> {
                 "the history at this replica's state was pruned: rebuilding without a proof that it was only appended to"
             );
         }
-        None
+        Ok(())
     }
 
     /// Learns of newer checkpoints while a state sync runs; ends when dropped.
@@ -181,27 +167,27 @@ impl<E: Runtime> SyncLoop<E> {
         )
     }
 
-    fn state_sync_failed(&self, error: state_sync::Error) -> Result<Step<Option<End>>, Fatal> {
+    fn state_sync_failed(&self, error: state_sync::Error) -> Interrupt {
         self.count_iteration("state_sync", "error");
         let end = match error {
             state_sync::Error::Ledger(error) if disk::is_passing(&error) => {
                 self.replica.disk.errors.count("commit");
                 End::no_storage(error.to_string())
             }
-            state_sync::Error::Ledger(error) => return Err(error.into()),
+            state_sync::Error::Ledger(error) => return error.into(),
             state_sync::Error::Pruned => {
                 let text = "the target was pruned: a newer one is taken";
-                End::Pause(Phase::Stalled("pruned"), text.into())
+                End::Pause(Phase::Stalled(StallReason::Pruned), text.into())
             }
             error @ state_sync::Error::NotTheSignedState(_) => {
                 self.replica.metrics.reject("root");
-                End::Pause(Phase::Refusing("rejected"), error.to_string())
+                End::Pause(Phase::Refusing(RefusalReason::Rejected), error.to_string())
             }
             error @ state_sync::Error::Cancelled => {
-                End::Pause(Phase::Stalled("rejected"), error.to_string())
+                End::Pause(Phase::Stalled(StallReason::Rejected), error.to_string())
             }
         };
-        Ok(Step::Done(Some(end)))
+        end.into()
     }
 
     /// Serves the new generation and removes every other one.
@@ -210,7 +196,7 @@ impl<E: Runtime> SyncLoop<E> {
         old: Option<Arc<Ledger<E>>>,
         ledger: Arc<Ledger<E>>,
         started: Duration,
-    ) -> Result<(), Fatal> {
+    ) -> Result<(), Interrupt> {
         let head = ledger.head();
         self.replica.known.adopted(std::iter::once(&head), self.context.moment()).await;
         let resumed = self.replica.progress.resumed_at.load(Ordering::Relaxed);

@@ -1,6 +1,6 @@
 //! What all parts of a client share: the state served, what is known, and how things stand.
 
-use super::{disk::Disk, known::Known, metrics::Metrics};
+use super::{disk::Disk, known::Known, metrics::Metrics, phase::Phase};
 use crate::watch;
 use crate::{
     api::{ClientStatus, Status, View},
@@ -20,37 +20,6 @@ use std::{
     },
     time::Duration,
 };
-
-/// What the client is doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
-    /// Looking for the server.
-    Connecting,
-    /// Building a new generation.
-    StateSync,
-    /// Following the log.
-    Following,
-    /// Between iterations of `--follow poll`.
-    Polling,
-    /// Connected, but unable to advance.
-    Stalled(&'static str),
-    /// The server has another database, or lied; the last verified state is served on.
-    Refusing(&'static str),
-}
-
-impl Phase {
-    /// The word of `GET /v1/status`.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Connecting => "connecting",
-            Self::StateSync => "state_sync",
-            Self::Following => "following",
-            Self::Polling => "polling",
-            Self::Stalled(_) => "stalled",
-            Self::Refusing(_) => "refusing",
-        }
-    }
-}
 
 /// How things stand.
 struct Standing {
@@ -150,11 +119,7 @@ impl<E: Runtime> Replica<E> {
         standing.phase = phase;
         standing.phase_since = now;
         drop(standing);
-        self.metrics.set_stalled(match phase {
-            Phase::Stalled(reason) | Phase::Refusing(reason) => Some(reason),
-            Phase::Connecting => Some("disconnected"),
-            Phase::StateSync | Phase::Following | Phase::Polling => None,
-        });
+        self.metrics.set_stalled(phase.stall());
         tracing::debug!(state = phase.as_str(), "state changed");
     }
 

@@ -2,8 +2,8 @@
 
 use super::{
     backend::ClientBackend,
-    connection::EQUIVOCATION,
     core::{self, Core, Error, Setup},
+    phase::Fatal,
     replica::Replica,
     sync_loop::{Config as LoopConfig, Pace},
 };
@@ -290,11 +290,11 @@ async fn work(
         tokio::select! {
             () = shutdown.wait() => return Ok(()),
             () = &mut reload => return Ok(()),
-            message = core.fatal.recv() => {
-                let message = message.unwrap_or_default();
-                let equivocation = message.starts_with(EQUIVOCATION);
-                if !equivocation || config.on_equivocation == OnEquivocation::Exit {
-                    return Err(Failure::new(exit::DATA, message));
+            Some(fatal) = core.fatal.recv() => {
+                let serves_on = matches!(fatal, Fatal::Equivocation(_))
+                    && config.on_equivocation == OnEquivocation::Serve;
+                if !serves_on {
+                    return Err(Failure::new(exit::DATA, fatal.to_string()));
                 }
             }
             result = &mut core.looping => return Err(match result {

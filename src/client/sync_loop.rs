@@ -1,11 +1,12 @@
 //! The loop of a replica: follow where the log reaches back, state sync where it does not.
 
 use super::{
-    connection::{Backoff, EQUIVOCATION, Session},
+    connection::{Backoff, Session},
     disk::{self, COMMIT_ROOM},
     judge::{Standing, Unacceptable},
     metrics::{IterationLabel, KindLabel},
-    replica::{Phase, Replica},
+    phase::{Fatal, Phase, RefusalReason, StallReason},
+    replica::Replica,
 };
 use crate::watch;
 use crate::{
@@ -18,6 +19,7 @@ use crate::{
     wire::{Code, Request, Response},
 };
 use std::{
+    convert::Infallible,
     future::Future,
     sync::{Arc, atomic::Ordering},
     time::Duration,
@@ -50,9 +52,9 @@ pub struct Config {
     pub history: History,
 }
 
-/// Why the process has to end.
+/// Why the process has to end: its own storage failed.
 #[derive(Debug, thiserror::Error)]
-pub enum Fatal {
+pub enum StorageFailure {
     /// Our own storage.
     #[error(transparent)]
     Ledger(#[from] ledger::Error),
@@ -72,7 +74,35 @@ pub(super) enum End {
 impl End {
     /// Our own storage cannot take anything now.
     pub(super) const fn no_storage(reason: String) -> Self {
-        Self::Pause(Phase::Stalled("storage"), reason)
+        Self::Pause(Phase::Stalled(StallReason::Storage), reason)
+    }
+}
+
+/// Why work is broken off.
+pub(super) enum Interrupt {
+    /// The process drains.
+    Stop,
+    /// The session is over, or cannot serve for now.
+    Session(End),
+    /// The storage failed.
+    Storage(StorageFailure),
+}
+
+impl From<End> for Interrupt {
+    fn from(end: End) -> Self {
+        Self::Session(end)
+    }
+}
+
+impl From<StorageFailure> for Interrupt {
+    fn from(error: StorageFailure) -> Self {
+        Self::Storage(error)
+    }
+}
+
+impl From<ledger::Error> for Interrupt {
+    fn from(error: ledger::Error) -> Self {
+        Self::Storage(error.into())
     }
 }
 
@@ -80,10 +110,8 @@ impl End {
 pub(super) enum Outcome {
     /// The target was reached (poll).
     Reached,
-    /// The log does not reach back far enough.
+    /// The log does not lead there: the state has to be fetched.
     StateSync,
-    /// The session is over.
-    End(End),
 }
 
 /// The loop's state.
@@ -101,32 +129,27 @@ pub struct SyncLoop<E: Runtime> {
     /// Their links.
     pub links: watch::Receiver<Option<Arc<Link<E>>>>,
     /// Where an equivocation is told.
-    pub fatal: mpsc::Sender<String>,
+    pub fatal: mpsc::Sender<Fatal>,
     /// Set when the process drains: the loop ends between two commits, never within one.
     pub stop: watch::Receiver<bool>,
 }
 
-/// What a select over the stop signal and work gave.
-pub(super) enum Step<T> {
-    Stop,
-    Done(T),
-}
-
 impl<E: Runtime> SyncLoop<E> {
     /// Runs until told to stop, or until the storage fails.
-    pub async fn run(mut self) -> Result<(), Fatal> {
+    pub async fn run(mut self) -> Result<(), StorageFailure> {
         let mut backoff = Backoff::default();
         loop {
-            let Some(session) = self.session().await else { return self.finish().await };
+            let Ok(session) = self.session().await else { return self.finish().await };
             let before = self.replica.head().map(|head| head.checkpoint.sequence);
-            let end = match self.work(&session).await {
-                Ok(Step::Stop) => return self.finish().await,
-                Ok(Step::Done(end)) => end,
-                Err(Fatal::Ledger(error)) if disk::is_passing(&error) => {
+            let Err(interrupt) = self.work(&session).await;
+            let end = match interrupt {
+                Interrupt::Stop => return self.finish().await,
+                Interrupt::Session(end) => end,
+                Interrupt::Storage(StorageFailure::Ledger(error)) if disk::is_passing(&error) => {
                     self.replica.disk.errors.count("commit");
                     End::no_storage(error.to_string())
                 }
-                Err(error) => return Err(error),
+                Interrupt::Storage(error) => return Err(error),
             };
             if self.replica.head().map(|head| head.checkpoint.sequence) != before {
                 backoff.reset();
@@ -138,39 +161,37 @@ impl<E: Runtime> SyncLoop<E> {
             }
             let pause = backoff.next(&mut self.context);
             let sleep = self.context.sleep(pause);
-            if let Step::Stop = self.or_stop(sleep).await {
+            if self.or_stop(sleep).await.is_err() {
                 return self.finish().await;
             }
         }
     }
 
     /// Awaits `work` unless the process drains first. Only for what may be dropped half way.
-    pub(super) async fn or_stop<T>(&self, work: impl Future<Output = T>) -> Step<T> {
+    pub(super) async fn or_stop<T>(&self, work: impl Future<Output = T>) -> Result<T, Interrupt> {
         let mut stop = self.stop.clone();
         tokio::select! {
             biased;
-            _ = stop.wait_for(|stop| *stop) => Step::Stop,
-            output = work => Step::Done(output),
+            _ = stop.wait_for(|stop| *stop) => Err(Interrupt::Stop),
+            output = work => Ok(output),
         }
     }
 
-    /// The session, once there is one; `None` to stop.
-    async fn session(&self) -> Option<Arc<Session<E>>> {
+    /// The session, once there is one.
+    async fn session(&self) -> Result<Arc<Session<E>>, Interrupt> {
         let mut sessions = self.sessions.clone();
         loop {
             let current = sessions.borrow_and_update().clone();
             if let Some(session) = current.filter(|session| !session.link.is_closed()) {
-                return Some(session);
+                return Ok(session);
             }
-            match self.or_stop(sessions.changed()).await {
-                Step::Done(Ok(())) => {}
-                Step::Done(Err(_)) | Step::Stop => return None,
-            }
+            // Without the task that connects there will be none.
+            self.or_stop(sessions.changed()).await?.map_err(|_| Interrupt::Stop)?;
         }
     }
 
     /// Makes what was adopted durable.
-    async fn finish(&self) -> Result<(), Fatal> {
+    async fn finish(&self) -> Result<(), StorageFailure> {
         self.replica.known.keep().await;
         let Some(ledger) = self.replica.ledger.load_full() else { return Ok(()) };
         match ledger.sync().await {
@@ -183,18 +204,17 @@ impl<E: Runtime> SyncLoop<E> {
         }
     }
 
-    /// Why nothing can be written now, if so. A ledger that failed is opened again.
-    async fn no_storage(&self) -> Result<Option<End>, Fatal> {
+    /// Whether anything can be written now. A ledger that failed is opened again.
+    async fn check_storage(&self) -> Result<(), Interrupt> {
         if let Some(ledger) = self.replica.ledger.load_full()
             && !ledger.is_whole().await
         {
             // A final error ends the process, whatever it is.
-            let opened = self.replica.reopen(&self.context, &ledger).await.map_err(Fatal::Final)?;
-            if let Err(error) = opened {
-                return Ok(Some(End::no_storage(error.to_string())));
-            }
+            let opened = self.replica.reopen(&self.context, &ledger).await;
+            let opened = opened.map_err(StorageFailure::Final)?;
+            opened.map_err(|error| End::no_storage(error.to_string()))?;
         }
-        Ok(self.replica.disk.check(COMMIT_ROOM).err().map(End::no_storage))
+        Ok(self.replica.disk.check(COMMIT_ROOM).map_err(End::no_storage)?)
     }
 
     /// Whether what `ledger` is given now can be written.
@@ -207,51 +227,34 @@ impl<E: Runtime> SyncLoop<E> {
         self.replica.disk.check(COMMIT_ROOM).map_err(End::no_storage)
     }
 
-    /// Works with one session until it ends.
-    async fn work(&mut self, session: &Arc<Session<E>>) -> Result<Step<End>, Fatal> {
+    /// Works with one session until something breaks it off.
+    async fn work(&mut self, session: &Arc<Session<E>>) -> Result<Infallible, Interrupt> {
         loop {
-            if let Some(end) = self.no_storage().await? {
-                return Ok(Step::Done(end));
-            }
+            self.check_storage().await?;
             let outcome = match self.replica.ledger.load_full() {
                 Some(ledger) => self.advance(&ledger, session).await?,
-                None => Step::Done(Outcome::StateSync),
-            };
-            let outcome = match outcome {
-                Step::Stop => return Ok(Step::Stop),
-                Step::Done(outcome) => outcome,
+                None => Outcome::StateSync,
             };
             match outcome {
-                Outcome::End(end) => return Ok(Step::Done(end)),
                 Outcome::Reached => {
                     self.release(session);
                     self.replica.set_phase(Phase::Polling, self.context.monotonic());
-                    let sleep = self.context.sleep(self.config.pace.sync_interval);
-                    if let Step::Stop = self.or_stop(sleep).await {
-                        return Ok(Step::Stop);
-                    }
+                    self.or_stop(self.context.sleep(self.config.pace.sync_interval)).await?;
                     if session.link.is_closed() {
-                        return Ok(Step::Done(End::Disconnected));
+                        return Err(End::Disconnected.into());
                     }
                 }
-                Outcome::StateSync => match self.build(session).await? {
-                    Step::Stop => return Ok(Step::Stop),
-                    Step::Done(Some(end)) => return Ok(Step::Done(end)),
-                    Step::Done(None) => {}
-                },
+                Outcome::StateSync => {
+                    let span = tracing::info_span!(
+                        "client.iteration",
+                        kind = "state_sync",
+                        size = Empty,
+                        sequence = Empty,
+                    );
+                    self.state_sync(session).instrument(span).await?;
+                }
             }
         }
-    }
-
-    /// An iteration that builds a new generation.
-    async fn build(&mut self, session: &Arc<Session<E>>) -> Result<Step<Option<End>>, Fatal> {
-        let span = tracing::info_span!(
-            "client.iteration",
-            kind = "state_sync",
-            size = Empty,
-            sequence = Empty,
-        );
-        self.state_sync(session).instrument(span).await
     }
 
     /// Follows the log, for ever (push) or up to the newest checkpoint (poll).
@@ -259,25 +262,21 @@ impl<E: Runtime> SyncLoop<E> {
         &self,
         ledger: &Arc<Ledger<E>>,
         session: &Arc<Session<E>>,
-    ) -> Result<Step<Outcome>, Fatal> {
+    ) -> Result<Outcome, Interrupt> {
         if session.welcome.execution != EXECUTION_VERSION {
-            return Ok(self.advance_across_versions(ledger, session).await);
+            return self.advance_across_versions(ledger, session).await;
         }
         let target = if self.config.pace.push {
             None
         } else {
-            match self.or_stop(self.ask_target(&session.link)).await {
-                Step::Stop => return Ok(Step::Stop),
-                Step::Done(Ok((target, _))) => Some(target),
-                Step::Done(Err(end)) => return Ok(Step::Done(Outcome::End(end))),
-            }
+            Some(self.or_stop(self.ask_target(&session.link)).await??.0)
         };
         if target.is_some() {
             self.resign(ledger);
         }
         let head = ledger.head().checkpoint;
         if target.as_ref().is_some_and(|target| target.checkpoint.sequence <= head.sequence) {
-            return Ok(Step::Done(Outcome::Reached));
+            return Ok(Outcome::Reached);
         }
         self.follow(ledger, session, target).await
     }
@@ -287,15 +286,10 @@ impl<E: Runtime> SyncLoop<E> {
         &self,
         ledger: &Arc<Ledger<E>>,
         session: &Arc<Session<E>>,
-    ) -> Step<Outcome> {
-        match self.or_stop(self.ask_target(&session.link)).await {
-            Step::Stop => Step::Stop,
-            Step::Done(Err(end)) => Step::Done(Outcome::End(end)),
-            Step::Done(Ok((target, _))) => {
-                let behind = target.checkpoint.sequence > ledger.head().checkpoint.sequence;
-                Step::Done(if behind { Outcome::StateSync } else { Outcome::Reached })
-            }
-        }
+    ) -> Result<Outcome, Interrupt> {
+        let (target, _) = self.or_stop(self.ask_target(&session.link)).await??;
+        let is_behind = target.checkpoint.sequence > ledger.head().checkpoint.sequence;
+        Ok(if is_behind { Outcome::StateSync } else { Outcome::Reached })
     }
 
     /// Asks for the newest checkpoint and judges it.
@@ -328,9 +322,9 @@ impl<E: Runtime> SyncLoop<E> {
             Unacceptable::Refused(refusal) => self.refuse(&refusal, link),
             Unacceptable::NotProved(text) => {
                 link.close(LinkError::Protocol("the server does not prove its history"));
-                End::Pause(Phase::Refusing("rejected"), text)
+                End::Pause(Phase::Refusing(RefusalReason::Rejected), text)
             }
-            Unacceptable::Storage(text) => End::Pause(Phase::Stalled("storage"), text),
+            Unacceptable::Storage(text) => End::no_storage(text),
             Unacceptable::Link(error) => self.link_end(error),
         }
     }
@@ -338,31 +332,25 @@ impl<E: Runtime> SyncLoop<E> {
     pub(super) fn refuse(&self, refusal: &Refusal, link: &Arc<Link<E>>) -> End {
         link.close(LinkError::Protocol("the server's checkpoint is not acceptable"));
         if matches!(refusal, Refusal::Equivocation(_)) {
-            return self.equivocation(refusal.to_string());
+            // Whoever runs the replica serves on, or exits if that is configured.
+            let _ = self.fatal.try_send(Fatal::Equivocation(refusal.clone()));
         }
-        let word = if refusal.is_mismatch() { "mismatch" } else { "rejected" };
-        End::Pause(Phase::Refusing(word), refusal.to_string())
-    }
-
-    /// An equivocation was found: serve on, or exit if that is configured.
-    fn equivocation(&self, text: String) -> End {
-        let _ = self.fatal.try_send(format!("{EQUIVOCATION}{text}"));
-        End::Pause(Phase::Refusing("equivocation"), text)
+        End::Pause(Phase::Refusing(refusal.into()), refusal.to_string())
     }
 
     /// The server did what no honest one does.
     pub(super) fn misbehaved(&self, link: &Arc<Link<E>>, error: LinkError) -> End {
         link.close(error.clone());
-        End::Pause(Phase::Refusing("rejected"), error.to_string())
+        End::Pause(Phase::Refusing(RefusalReason::Rejected), error.to_string())
     }
 
     pub(super) fn link_end(&self, error: LinkError) -> End {
         match error {
             LinkError::Refused(refused) if refused.code == Code::Ahead => {
-                End::Pause(Phase::Stalled("server_behind"), refused.to_string())
+                End::Pause(Phase::Stalled(StallReason::ServerBehind), refused.to_string())
             }
             LinkError::Refused(refused) => {
-                End::Pause(Phase::Stalled("rejected"), refused.to_string())
+                End::Pause(Phase::Stalled(StallReason::Rejected), refused.to_string())
             }
             error => {
                 self.replica.set_error(Some(error.to_string()));

@@ -22,7 +22,10 @@ use syncd::verify::Evidence;
 use syncd::{
     api::WriteRequest,
     checkpoint::SignedCheckpoint,
-    client::{self, replica::Phase},
+    client::{
+        self,
+        phase::{Phase, StallReason},
+    },
     commit_log::Commit,
     database::{
         Kind,
@@ -239,7 +242,7 @@ fn fork(kind: Case, seed: u64) {
         let holds_operations = meeting < 2 && kind.mode == Mode::Full && their_size >= held_from;
         let is_told_apart = !is_hidden || holds_operations || theirs >= log_first;
         wait(&context, "the fork is found", || {
-            let is_behind = client.parts.phase() == Phase::Stalled("server_behind");
+            let is_behind = client.parts.phase() == Phase::Stalled(StallReason::ServerBehind);
             forgot.load(Ordering::Relaxed)
                 || client.parts.metrics.equivocations.get() > 0
                 || (!is_told_apart && is_behind)
