@@ -2,10 +2,13 @@
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use bytes::Bytes;
-use commonware_codec::{DecodeExt as _, Encode as _};
+use commonware_codec::{DecodeExt as _, Encode as _, FixedSize as _};
 use commonware_cryptography::{Signer as _, ed25519::PrivateKey};
 use syncd_proto::{
-    checkpoint::{Checkpoint, SignedCheckpoint},
+    checkpoint::{
+        Admission, Checkpoint, Parameters, Policy, Refusal, Rotation, Rotations, SignedCheckpoint,
+        compare, rotation::ROTATIONS_MAX,
+    },
     commit::{Base, Commit, IdempotencyEntry},
     database::{EXECUTION_VERSION, Kind, State},
     record::CommitMetadata,
@@ -147,5 +150,145 @@ fn one_state_signed_twice_is_one_state() {
         Checkpoint { committed_at_ms: 9, ..checkpoint() },
     ] {
         assert!(!checkpoint().same_state(&other));
+    }
+}
+
+/// An identity is a digest of everything that it is made of.
+#[test]
+fn an_identity_depends_on_each_of_its_parts() {
+    let make = || Parameters::new([3; 32], key().public_key(), Family::Any, HashKind::Sha256);
+    let encoded = make().encode();
+    assert_eq!(encoded.len(), Parameters::SIZE);
+    assert_eq!(Parameters::decode(encoded).unwrap(), make());
+    let mut others: Vec<Parameters> = vec![make(); 8];
+    others[0].random = [4; 32];
+    others[1].genesis = PrivateKey::from_seed(8).public_key();
+    others[2].family = Family::Current;
+    others[3].hash = HashKind::Blake3;
+    others[4].merkle += 1;
+    others[5].codec += 1;
+    others[6].layout += 1;
+    others[7].epoch += 1;
+    let mut seen = vec![make().identity().id];
+    for parameters in others {
+        assert_eq!(Parameters::decode(parameters.encode()).unwrap(), parameters);
+        let id = parameters.identity().id;
+        assert!(!seen.contains(&id));
+        seen.push(id);
+    }
+    assert_eq!(seen[0].to_string(), IDENTITY);
+}
+
+const IDENTITY: &str = "be094414f74f63067ab49d08d77e5c153d546820607597a094710e089ac34cca";
+
+fn keys() -> [PrivateKey; 4] {
+    [1, 2, 3, 4].map(PrivateKey::from_seed)
+}
+
+fn policy(publishers: &[&PrivateKey]) -> Policy {
+    Policy {
+        publishers: publishers.iter().map(|key| key.public_key()).collect(),
+        database: Digest([1; 32]),
+        family: Family::Current,
+        rotations: Rotations::default(),
+    }
+}
+
+fn rotation(from: u64, retired: &PrivateKey, successor: &PrivateKey) -> Rotation {
+    Rotation::new(Digest([1; 32]), from, retired, successor)
+}
+
+fn signed(sequence: u64, by: &PrivateKey) -> SignedCheckpoint {
+    Checkpoint { sequence, ..checkpoint() }.sign(by)
+}
+
+/// What is kept is judged with the predecessors of the keys that are trusted now; what others show is not.
+#[test]
+fn storage_is_judged_with_the_predecessors_of_the_trusted_keys() {
+    let [first, second, third, stranger] = keys();
+    let chain = Rotations(vec![rotation(5, &first, &second), rotation(9, &second, &third)]);
+    let now = policy(&[&third]);
+    let of_storage = now.of_storage(&chain).unwrap();
+    assert_eq!(of_storage.rotations, chain);
+    for (sequence, by, of_peers, kept) in [
+        (4, &first, false, true),
+        (5, &first, false, false),
+        (8, &second, false, true),
+        (9, &second, false, false),
+        (9, &third, true, true),
+        (4, &stranger, false, false),
+    ] {
+        assert_eq!(now.verify(&signed(sequence, by)).is_ok(), of_peers, "peers, {sequence}");
+        assert_eq!(of_storage.verify(&signed(sequence, by)).is_ok(), kept, "kept, {sequence}");
+    }
+    // A chain that leads elsewhere vouches for nobody.
+    let elsewhere = policy(&[&stranger]).of_storage(&chain).unwrap();
+    assert!(elsewhere.verify(&signed(4, &first)).is_err());
+    assert_eq!(elsewhere.publishers, [stranger.public_key()]);
+    // Nobody is named twice, and the policy's own chain does not count beside the one that is kept.
+    let both = policy(&[&second, &first]);
+    let learned = Policy { rotations: Rotations(vec![rotation(3, &first, &stranger)]), ..both };
+    let kept = learned.of_storage(&Rotations(vec![rotation(5, &first, &second)])).unwrap();
+    assert_eq!(kept.publishers, [second.public_key(), first.public_key()]);
+    assert_eq!(kept.rotations.0.len(), 1);
+}
+
+#[test]
+fn only_chains_that_both_keys_signed_are_learned() {
+    let [first, second, third, _] = keys();
+    let good = rotation(5, &first, &second);
+    let mut bytes = good.encode().to_vec();
+    assert_eq!(bytes.len(), Rotation::SIZE);
+    for at in [Rotation::SIZE - 100, Rotation::SIZE - 1] {
+        bytes[at] ^= 1;
+        let forged = Rotation::decode(Bytes::from(bytes.clone())).unwrap();
+        bytes[at] ^= 1;
+        assert!(!forged.signatures_are_valid(), "one signature is not enough: byte {at}");
+        let refused = policy(&[&first]).learn(&Rotations(vec![forged]));
+        assert!(matches!(refused, Err(Refusal::BadRotation(_))), "{refused:?}");
+    }
+    bytes[0] = 2;
+    assert!(Rotation::decode(Bytes::from(bytes)).is_err(), "another format");
+    let mut learning = policy(&[&first]);
+    assert_eq!(learning.learn(&Rotations(vec![good.clone()])), Ok(true));
+    assert_eq!(learning.learn(&Rotations(vec![good.clone()])), Ok(false));
+    let chain = Rotations(vec![good, rotation(9, &second, &third)]);
+    assert_eq!(Rotations::decode(chain.encode()).unwrap(), chain);
+    assert_eq!(learning.learn(&chain), Ok(true));
+    let many = Rotations(vec![rotation(1, &first, &second); ROTATIONS_MAX + 1]);
+    assert!(Rotations::decode(many.encode()).is_err(), "more than there may be");
+}
+
+#[test]
+fn states_of_one_history_go_forward_together() {
+    let known = checkpoint();
+    let at = |sequence, size, floor| Checkpoint { sequence, size, floor, ..checkpoint() };
+    assert_eq!(compare(&at(9, 12, 3), &known), Ok(Admission::Newer));
+    assert_eq!(compare(&at(7, 9, 3), &known), Ok(Admission::Stale));
+    assert!(compare(&at(9, 12, 2), &known).is_err(), "a floor never goes back");
+    assert!(compare(&at(7, 9, 4), &known).is_err(), "a floor never went back");
+    assert!(compare(&at(9, 10, 3), &known).is_err() && compare(&at(9, 9, 3), &known).is_err());
+    assert!(compare(&at(7, 10, 3), &known).is_err() && compare(&at(7, 11, 3), &known).is_err());
+    let resigned = Checkpoint { signed_at_ms: known.signed_at_ms + 1, ..checkpoint() };
+    assert_eq!(compare(&resigned, &known), Ok(Admission::Resigned));
+    assert_eq!(compare(&known, &resigned), Ok(Admission::Stale));
+    assert!(compare(&Checkpoint { root: Digest([9; 32]), ..checkpoint() }, &known).is_err());
+}
+
+#[test]
+fn a_refusal_says_whether_an_operator_has_to_act() {
+    let [first, ..] = keys();
+    let of = |change: fn(&mut Checkpoint)| {
+        let mut other = checkpoint();
+        change(&mut other);
+        policy(&[&first]).verify(&other.sign(&first)).unwrap_err()
+    };
+    let database = of(|of| of.database = Digest([9; 32]));
+    let family = of(|of| of.family = Family::Any);
+    assert!(database.is_mismatch() && family.is_mismatch());
+    let stranger = policy(&[&first]).verify(&signed(8, &key())).unwrap_err();
+    assert!(!stranger.is_mismatch() && !Refusal::BadSignature.is_mismatch());
+    for refusal in [database, family, stranger] {
+        assert!(Refusal::REASONS.contains(&refusal.reason()));
     }
 }

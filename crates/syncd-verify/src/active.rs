@@ -230,3 +230,92 @@ impl<H: Hasher> merkle::hasher::Hasher<mmr::Family> for Grafting<H> {
         )
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    type Proof = merkle::Proof<mmr::Family, <Sha256 as Hasher>::Digest>;
+
+    fn digest(byte: u8) -> Digest {
+        Digest([byte; 32])
+    }
+
+    #[test]
+    fn what_lies_between_goes_round() {
+        for (key, start, end, lies) in [
+            (5, 4, 6, true),
+            (4, 4, 6, false),
+            (6, 4, 6, false),
+            (3, 4, 6, false),
+            (7, 4, 6, false),
+            // From the last key round to the first.
+            (9, 8, 2, true),
+            (1, 8, 2, true),
+            (8, 8, 2, false),
+            (2, 8, 2, false),
+            (5, 8, 2, false),
+            // The only key there is.
+            (4, 5, 5, true),
+            (6, 5, 5, true),
+            (5, 5, 5, false),
+        ] {
+            let found = lies_between(digest(key), digest(start), digest(end));
+            assert_eq!(found, lies, "{key} between {start} and {end}");
+        }
+    }
+
+    /// A proof that operation `location` of `leaves` is active, by a chunk of the bitmap that says whatever it says.
+    fn active(location: u64, leaves: u64, chunk: [u8; CHUNK_BYTES]) -> Active<Sha256> {
+        // Of two leaves the other one, of one none.
+        let digests = (1..leaves.min(2)).map(|_| Sha256::hash(&[b"sibling"])).collect();
+        Active {
+            location: Location::new(location),
+            chunk,
+            proof: Proof { leaves: Location::new(leaves), inactive_peaks: 0, digests },
+            partial_chunk: Some(Sha256::hash(&[&chunk])),
+            operations_root: Sha256::hash(&[b"operations"]),
+        }
+    }
+
+    /// Also where the chunk is the one that the root covers, an operation whose bit is not set proves nothing: it was
+    /// superseded.
+    #[test]
+    fn a_superseded_operation_proves_nothing() {
+        for location in [0u64, 1] {
+            let only = |bits: u8| {
+                let mut chunk = [0; CHUNK_BYTES];
+                chunk[0] = bits;
+                active(location, 2, chunk).root(b"operation").is_some()
+            };
+            let own = 1u8 << location;
+            assert!(only(own) && only(0xff));
+            assert!(!only(0) && !only(!own));
+        }
+        let mut elsewhere = [0xff; CHUNK_BYTES];
+        elsewhere[1] = 0;
+        assert!(
+            active(9, 10, elsewhere).root(b"operation").is_none(),
+            "the bit of its own byte counts"
+        );
+    }
+
+    #[test]
+    fn the_last_chunk_is_named_exactly_where_it_is_not_full() {
+        let full = [0xff; CHUNK_BYTES];
+        let proof = active(0, 2, full);
+        assert!(proof.root(b"operation").is_some());
+        let beyond = Active { location: Location::new(2), ..active(0, 2, full) };
+        assert!(beyond.root(b"operation").is_none(), "there is no such operation");
+        let missing = Active { partial_chunk: None, ..active(0, 2, full) };
+        assert!(missing.root(b"operation").is_none());
+        let another =
+            Active { partial_chunk: Some(Sha256::hash(&[b"another"])), ..active(0, 2, full) };
+        assert!(another.root(b"operation").is_none());
+        // The bits in the last chunk and its digest are part of the root.
+        let mut fewer = full;
+        fewer[31] = 0;
+        assert_ne!(active(0, 2, full).root(b"operation"), active(0, 2, fewer).root(b"operation"));
+    }
+}

@@ -145,7 +145,7 @@ fn a_proof_stands_for_one_thing() {
 #[test]
 fn a_present_key_is_proved_absent_by_nothing() {
     let proofs = proofs();
-    let of_kind = |file: &ProofFile| {
+    let of_state = |file: &ProofFile| {
         let checkpoint = &file.checkpoint.checkpoint;
         (checkpoint.root, checkpoint.hash)
     };
@@ -153,7 +153,7 @@ fn a_present_key_is_proved_absent_by_nothing() {
     for (present, ..) in &proofs {
         let Statement::Value { key, .. } = &present.statement else { continue };
         let checkpoint = &present.checkpoint.checkpoint;
-        for (absent, ..) in proofs.iter().filter(|(file, ..)| of_kind(file) == of_kind(present)) {
+        for (absent, ..) in proofs.iter().filter(|(file, ..)| of_state(file) == of_state(present)) {
             if matches!(absent.statement, Statement::Absent { .. }) {
                 let proof = absent.proof.clone();
                 assert!(verify_key(kind(checkpoint), checkpoint.root, key, None, proof).is_err());
@@ -335,6 +335,13 @@ fn two_histories_are_evidence_and_one_is_none() {
     let fork = evidence(sign(5, 50, 1), sign(5, 50, 2));
     let text = serde_json::to_vec(&fork.to_json()).unwrap();
     assert_eq!(Evidence::from_json(&text).as_ref(), Ok(&fork));
+    let with_response = Evidence { response: Some(vec![1, 2, 3]), ..fork.clone() };
+    let text = serde_json::to_vec(&with_response.to_json()).unwrap();
+    assert_eq!(Evidence::from_json(&text).as_ref(), Ok(&with_response));
+    // What describes one history is none, whatever else is in the file.
+    let twice = Evidence { response: Some(vec![1]), ..evidence(sign(5, 50, 1), sign(5, 50, 1)) };
+    let text = twice.verify(trusted()).unwrap_err().to_string();
+    assert!(text.contains("states of one history"), "{text}");
     let said = fork.verify(trusted()).unwrap();
     assert!(said.contains("commit 5, size 50"), "{said}");
     let stranger = vec![PrivateKey::from_seed(9).public_key()];
@@ -349,6 +356,7 @@ fn two_histories_are_evidence_and_one_is_none() {
     for (known, offered) in [
         (sign(5, 50, 1), sign(5, 50, 1)),
         (sign(5, 50, 1), sign(4, 40, 2)),
+        (sign(5, 50, 1), sign(4, 49, 2)),
         // A later one, without what would show that it is of another history.
         (sign(5, 50, 1), sign(6, 60, 2)),
     ] {
