@@ -293,7 +293,11 @@ fn demand_content_type(headers: &HeaderMap, allowed: &[&str]) -> Result<(), Prob
     if allowed.contains(&found.as_str()) {
         return Ok(());
     }
-    let detail = format!("content type '{found}'; needed is {}", allowed.join(" or "));
+    let allowed = allowed.join(" or ");
+    let detail = match found.as_str() {
+        "" => format!("Content-Type is missing; use {allowed}"),
+        found => format!("Content-Type '{found}' is not taken; use {allowed}"),
+    };
     Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "content_type", detail))
 }
 

@@ -1,6 +1,6 @@
 //! Reaching a server: resolve, dial, prove, greet; and saying in words why that failed.
 
-use super::{HANDSHAKE_TIMEOUT, Link, LinkError, frames, upgrader};
+use super::{HANDSHAKE_TIMEOUT, HandshakeError, Link, LinkError, frames, upgrader};
 use crate::{
     runtime::Runtime,
     wire::{FRAME_BYTES_MAX, Hello, NAMESPACE, Reply, Welcome},
@@ -10,7 +10,7 @@ use commonware_cryptography::{
     ed25519::{PrivateKey, PublicKey},
     handshake::sake::Error as SakeError,
 };
-use commonware_stream::{Upgrader as _, cups, sake, utils::TimeoutError};
+use commonware_stream::{Upgrader as _, sake, utils::TimeoutError};
 use futures::{StreamExt as _, stream::FuturesUnordered};
 use std::{
     net::{IpAddr, SocketAddr},
@@ -132,28 +132,21 @@ impl Connector {
     }
 
     /// Says in words what a failed handshake most likely means.
-    fn name_handshake_error(
-        &self,
-        error: TimeoutError<<cups::Cups<sake::Sake<PrivateKey>, commonware_cryptography::ChaCha20Poly1305> as commonware_stream::Upgrader>::Error>,
-    ) -> LinkError {
-        let text = error.to_string();
-        if let Some(SakeError::InvalidTimestamp(theirs, window)) = find_source::<SakeError>(&error)
-        {
-            let middle = window.start + (window.end - window.start) / 2;
-            return LinkError::ClockSkew {
-                skew: Duration::from_millis(theirs.abs_diff(middle)),
-                allowed: self.skew,
-            };
+    fn name_handshake_error(&self, error: HandshakeError) -> LinkError {
+        match error {
+            TimeoutError::Timeout => LinkError::Timeout(HANDSHAKE_TIMEOUT),
+            TimeoutError::Upgrade(sake::Error::HandshakeError(SakeError::InvalidTimestamp(
+                theirs,
+                window,
+            ))) => {
+                let ours = window.start + (window.end - window.start) / 2;
+                let skew = Duration::from_millis(theirs.abs_diff(ours));
+                LinkError::ClockSkew { skew, allowed: self.skew }
+            }
+            error => LinkError::Handshake(format!(
+                "{error}; the server may have another key than --server-key says, or not authorise this client's key"
+            )),
         }
-        if text.contains("timestamp") {
-            return LinkError::ClockSkew { skew: skew_of(&text), allowed: self.skew };
-        }
-        if matches!(error, TimeoutError::Timeout) {
-            return LinkError::Timeout(HANDSHAKE_TIMEOUT);
-        }
-        LinkError::Handshake(format!(
-            "{text}; the server may have another key than --server-key says, or not authorise this client's key"
-        ))
     }
 }
 
@@ -176,32 +169,6 @@ fn in_turn(addresses: Vec<IpAddr>) -> Vec<IpAddr> {
                 ordered.push(address);
             }
         }
-    }
-}
-
-/// The first error of type `T` in the chain of causes.
-fn find_source<'a, T: std::error::Error + 'static>(
-    error: &'a (dyn std::error::Error + 'static),
-) -> Option<&'a T> {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if let Some(found) = error.downcast_ref() {
-            return Some(found);
-        }
-        next = error.source();
-    }
-    None
-}
-
-/// The difference in "timestamp T not in A..B", for causes that are only given as text.
-fn skew_of(text: &str) -> Duration {
-    let numbers: Vec<u64> =
-        text.split(|c: char| !c.is_ascii_digit()).filter_map(|word| word.parse().ok()).collect();
-    match numbers[..] {
-        [.., theirs, start, end] => {
-            Duration::from_millis(theirs.abs_diff(start + end.saturating_sub(start) / 2))
-        }
-        _ => Duration::ZERO,
     }
 }
 

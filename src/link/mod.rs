@@ -22,7 +22,7 @@ use commonware_cryptography::{ChaCha20Poly1305, ed25519::PrivateKey};
 use commonware_stream::{
     cups::{self, Cups},
     sake::{self, Sake},
-    utils::Timeout,
+    utils::{Timeout, TimeoutError},
 };
 use std::time::Duration;
 
@@ -39,6 +39,8 @@ pub const IDLE_TIMEOUT: Duration = Duration::from_secs(35);
 /// name the difference instead of meeting a closed door.
 pub const SERVER_SKEW: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// Why a handshake failed.
+pub type HandshakeError = TimeoutError<sake::Error>;
 /// What runs handshakes here.
 pub type Upgrader = Timeout<Cups<Sake<PrivateKey>, ChaCha20Poly1305>>;
 

@@ -10,7 +10,7 @@ use crate::{
 };
 use commonware_cryptography::ed25519::PublicKey;
 use commonware_runtime::{Listener as _, SinkOf, StreamOf};
-use commonware_stream::Upgrader as _;
+use commonware_stream::{Upgrader as _, sake, utils::TimeoutError};
 use commonware_utils::sync::Mutex;
 use std::{
     collections::HashMap,
@@ -241,10 +241,10 @@ async fn serve_connection<E: Runtime>(
     let (key, sender, receiver) = match upgraded {
         Ok(upgraded) => upgraded,
         Err(error) => {
-            let text = error.to_string();
-            let unauthorized = text.contains("peer rejected");
-            shared.metrics.reject(if unauthorized { "unauthorized" } else { "handshake" });
-            tracing::info!(%address, error = text, "handshake refused");
+            let is_unauthorized =
+                matches!(error, TimeoutError::Upgrade(sake::Error::PeerRejected(_)));
+            shared.metrics.reject(if is_unauthorized { "unauthorized" } else { "handshake" });
+            tracing::info!(%address, %error, "handshake refused");
             return;
         }
     };
