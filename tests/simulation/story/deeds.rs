@@ -48,7 +48,7 @@ impl Deed {
         (Self::ClockSteps, 2),
         (Self::DiskFull, 2),
         (Self::SyncsFail, 1),
-        (Self::DiskBusy, 5),
+        (Self::DiskBusy, 3),
         (Self::AskAgain, 2),
         (Self::Prove, 2),
         (Self::Read, 2),
@@ -170,27 +170,31 @@ impl Story {
         set(disk, false);
     }
 
-    /// Somebody's database is long in becoming durable, and the power may go out when the log has been trimmed.
+    /// Somebody's database is long in becoming durable, and the power may go out as soon as the log has been trimmed.
     async fn disk_busy(&self, cast: &mut Cast, disorder: &Disorder, index: usize) {
-        let (disk, name, life) = match self.world.draw(0, 3) {
-            0 => {
-                let life = cast.server.as_ref().map(|server| server.life.clone());
-                (&self.server_disk, "the publisher's", life)
-            }
-            _ => {
-                let life = cast.clients[index].as_ref().map(|client| client.life.clone());
-                (&self.client_disks[index], "a replica's", life)
-            }
+        let is_server = self.world.one_in(4);
+        let (disk, name) = match is_server {
+            true => (&self.server_disk, "the publisher's"),
+            false => (&self.client_disks[index], "a replica's"),
+        };
+        let of = |cast: &Cast| {
+            let server = cast.server.as_ref().map(|of| (of.life.clone(), Some(of.parts.0.clone())));
+            let client = cast.clients[index].as_ref();
+            let client = client.map(|of| (of.life.clone(), of.parts.ledger.load_full()));
+            let (life, ledger) = if is_server { server } else { client }?;
+            Some((life, ledger?.log().bounds().first))
         };
         self.world.step(format!("{name} disk is busy"));
         disk.set_busy(true);
-        if let Some(life) = life.as_ref().filter(|_| self.world.one_in(2)) {
-            life.crash_at(Crash::At(Point::Removed, self.world.draw(1, 4), "commits"));
-        }
-        let time = Duration::from_millis(self.world.draw(2000, 20_000));
-        self.pass(cast, disorder, time).await;
-        if let Some(life) = life.filter(|_| !self.world.one_in(4)) {
-            life.die("while its disk is busy");
+        let end = self.now() + Duration::from_millis(self.world.draw(2000, 12_000));
+        let mut trimmed_to = None;
+        while self.now() < end {
+            self.pass(cast, disorder, Duration::from_millis(100)).await;
+            let Some((life, first)) = of(cast) else { continue };
+            let is_trimmed = trimmed_to.replace(first).is_some_and(|before| before < first);
+            if is_trimmed && !self.world.one_in(4) {
+                life.die("right after its log was trimmed");
+            }
         }
         disk.set_busy(false);
     }
