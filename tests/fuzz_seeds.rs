@@ -1,70 +1,20 @@
 //! Writes the corpora that fuzzing begins with (`fuzz/README.md`).
 #![allow(missing_docs, clippy::unwrap_used)]
 
+#[path = "../crates/syncd-proto/tests/samples/mod.rs"]
+mod samples;
+
 use bytes::Bytes;
-use commonware_codec::{DecodeExt as _, Encode as _, FixedSize as _};
+use commonware_codec::Encode as _;
 use commonware_cryptography::{Signer as _, ed25519::PrivateKey};
-use syncd::{
-    checkpoint::{Checkpoint, Rotation, Rotations, SignedCheckpoint},
-    commit_log::{Base, Commit, IdempotencyEntry},
-    database::{
-        EXECUTION_VERSION, Fetch,
-        types::{Change, Digest, Family, HashKind, Mode},
-    },
-    telemetry::context::TraceContext,
-    wire::{ClientMessage, Hello, Refused, Reply, Request, Response, ServerMessage, WIRE_VERSION},
+use samples::{checkpoint, commit, hello, requests, rotation, trace};
+use syncd_proto::{
+    checkpoint::{Parameters, Rotations},
+    commit::Commit,
+    database::EXECUTION_VERSION,
+    types::{Family, HashKind},
+    wire::{ClientMessage, Code, Refused, Reply, Response, ServerMessage, Welcome},
 };
-
-fn checkpoint(sequence: u64) -> SignedCheckpoint {
-    Checkpoint {
-        database: Digest([1; 32]),
-        family: Family::Any,
-        hash: HashKind::Blake3,
-        sequence,
-        floor: 3,
-        size: 10,
-        root: Digest([2; 32]),
-        operations_root: Digest([2; 32]),
-        committed_at_ms: 1_700_000_000_000,
-        signed_at_ms: 1_700_000_000_001,
-    }
-    .sign(&PrivateKey::from_seed(7))
-}
-
-fn trace() -> TraceContext {
-    TraceContext::decode(Bytes::from_static(&[7; TraceContext::SIZE])).unwrap()
-}
-
-fn commit() -> Commit {
-    Commit {
-        base: Base { size: 4, root: Digest([9; 32]) },
-        execution: EXECUTION_VERSION,
-        changes: vec![
-            Change::Put { key: b"k".to_vec(), value: vec![0, 255] },
-            Change::Delete { key: b"gone".to_vec() },
-        ],
-        idempotency: vec![IdempotencyEntry { key: b"once".to_vec(), body: Digest([5; 32]) }],
-        checkpoint: checkpoint(8),
-    }
-}
-
-fn rotation() -> Rotation {
-    let [old, new] = [7, 8].map(PrivateKey::from_seed);
-    Rotation::new(Digest([1; 32]), 9, &old, &new)
-}
-
-/// One of each kind.
-fn requests() -> [Request; 6] {
-    let max = std::num::NonZeroU64::new(5).unwrap();
-    [
-        Request::Checkpoint,
-        Request::Fetch(Fetch::Operations { size: 9, start: 3, max }),
-        Request::Fetch(Fetch::Boundary { size: 9, start: 3 }),
-        Request::Follow { sequence: 4, credit: 5 },
-        Request::Watch { target: 6 },
-        Request::CheckpointAt { sequence: 7 },
-    ]
-}
 
 #[test]
 #[ignore = "writes files: run it by hand when a format changes"]
@@ -75,16 +25,7 @@ fn write_fuzz_seeds() {
         std::fs::write(root.join(target).join(format!("seed-{name}")), bytes).unwrap();
     };
     let rotations = Rotations(vec![rotation()]);
-    let hello = Hello {
-        wire: WIRE_VERSION,
-        execution: EXECUTION_VERSION,
-        family: Family::Any,
-        mode: Mode::Full,
-        database: Some(Digest([1; 32])),
-        newest: Some(checkpoint(8)),
-        rotations: rotations.clone(),
-    };
-    write("wire_client", "hello", &hello.encode());
+    write("wire_client", "hello", &hello().encode());
     for (index, request) in requests().into_iter().enumerate() {
         let message = ClientMessage::Request { id: 7, trace: Some(trace()), request };
         write("wire_client", &format!("request-{index}"), &message.encode());
@@ -96,7 +37,7 @@ fn write_fuzz_seeds() {
     ] {
         write("wire_client", name, &message.encode());
     }
-    let welcome = syncd::wire::Welcome {
+    let welcome = Welcome {
         execution: EXECUTION_VERSION,
         hash: HashKind::Blake3,
         checkpoint: checkpoint(8),
@@ -108,7 +49,7 @@ fn write_fuzz_seeds() {
         rotations: rotations.clone(),
     };
     write("wire_server", "welcome", &Reply::Welcome(Box::new(welcome)).encode());
-    let refused = Refused::new(syncd::wire::Code::Pruned, "gone");
+    let refused = Refused::new(Code::Pruned, "gone");
     write("wire_server", "reply-refused", &Reply::Refused(refused.clone()).encode());
     for (name, response) in [
         ("checkpoint", Response::Checkpoint(Box::new(checkpoint(1)))),
@@ -126,8 +67,7 @@ fn write_fuzz_seeds() {
     write("checkpoint", "rotation", &rotation().encode());
     write("checkpoint", "rotations", &rotations.encode());
     let public = PrivateKey::from_seed(1).public_key();
-    let parameters =
-        syncd::checkpoint::Parameters::new([3; 32], public, Family::Any, HashKind::Sha256);
+    let parameters = Parameters::new([3; 32], public, Family::Any, HashKind::Sha256);
     write("checkpoint", "parameters", &parameters.encode());
     let evidence = syncd::verify::Evidence {
         known: checkpoint(8),

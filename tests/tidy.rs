@@ -60,8 +60,8 @@ fn files(directory: &str, ending: &str) -> BTreeMap<String, String> {
     let mut left = vec![root().join(directory)];
     while let Some(path) = left.pop() {
         if path.is_dir() {
-            let skipped = ["target", ".git", "corpus"].map(Path::new);
-            if !skipped.contains(&path.file_name().map_or(Path::new(""), Path::new)) {
+            let name = path.file_name().and_then(|name| name.to_str());
+            if !matches!(name, Some("target" | ".git" | "corpus")) {
                 left.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
             }
         } else if path.to_str().unwrap().ends_with(ending) {

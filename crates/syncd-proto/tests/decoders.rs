@@ -1,74 +1,27 @@
 //! What comes over the wire and from disk is hostile: decoders refuse, and never panic.
 #![allow(missing_docs, clippy::unwrap_used)]
 
+mod samples;
+
 use bytes::Bytes;
-use commonware_codec::{DecodeExt as _, Encode as _, FixedSize as _};
-use commonware_cryptography::{Hasher as _, Sha256, Signer as _, ed25519::PrivateKey};
+use commonware_codec::{DecodeExt as _, Encode as _};
+use commonware_cryptography::{Hasher as _, Sha256};
 use proptest::prelude::*;
+use samples::{checkpoint, commit, hello, requests, rotation, trace};
 use syncd_proto::{
-    checkpoint::{Checkpoint, Rotation, Rotations, SignedCheckpoint},
-    commit::{Base, Commit, IdempotencyEntry},
-    database::{EXECUTION_VERSION, Fetch},
-    trace::TraceContext,
-    types::{Change, Digest, Family, HashKind, Mode},
-    wire::{ClientMessage, Hello, Refused, Reply, Request, Response, ServerMessage, WIRE_VERSION},
+    checkpoint::SignedCheckpoint,
+    commit::Commit,
+    wire::{ClientMessage, Hello, Refused, Reply, Response, ServerMessage},
 };
-
-fn checkpoint(sequence: u64) -> SignedCheckpoint {
-    Checkpoint {
-        database: Digest([1; 32]),
-        family: Family::Any,
-        hash: HashKind::Blake3,
-        sequence,
-        floor: 3,
-        size: 10,
-        root: Digest([2; 32]),
-        operations_root: Digest([2; 32]),
-        committed_at_ms: 1_700_000_000_000,
-        signed_at_ms: 1_700_000_000_001,
-    }
-    .sign(&PrivateKey::from_seed(7))
-}
-
-fn trace() -> TraceContext {
-    TraceContext::decode(Bytes::from_static(&[7; TraceContext::SIZE])).unwrap()
-}
-
-fn commit() -> Commit {
-    Commit {
-        base: Base { size: 4, root: Digest([9; 32]) },
-        execution: EXECUTION_VERSION,
-        changes: vec![
-            Change::Put { key: b"k".to_vec(), value: vec![0, 255] },
-            Change::Delete { key: b"gone".to_vec() },
-        ],
-        idempotency: vec![IdempotencyEntry { key: b"once".to_vec(), body: Digest([5; 32]) }],
-        checkpoint: checkpoint(8),
-    }
-}
-
-fn rotation() -> Rotation {
-    let [old, new] = [7, 8].map(PrivateKey::from_seed);
-    Rotation::new(Digest([1; 32]), 9, &old, &new)
-}
 
 /// Formats are a promise: a change of one shows here, and needs a new version.
 #[test]
 fn formats_are_pinned() {
-    let hello = Hello {
-        wire: WIRE_VERSION,
-        execution: EXECUTION_VERSION,
-        family: Family::Any,
-        mode: Mode::Full,
-        database: Some(Digest([1; 32])),
-        newest: Some(checkpoint(8)),
-        rotations: Rotations(vec![rotation()]),
-    };
     let pinned = |bytes: &Bytes| hex::encode(&Sha256::hash(&[bytes]).as_ref()[..8]);
     let found = [
         pinned(&checkpoint(8).encode()),
         pinned(&commit().encode()),
-        pinned(&hello.encode()),
+        pinned(&hello().encode()),
         pinned(&rotation().encode()),
     ];
     assert_eq!(found, PINNED);
@@ -76,19 +29,6 @@ fn formats_are_pinned() {
 
 const PINNED: [&str; 4] =
     ["71aba308a8a54f76", "31cfd95eba5f9ec1", "d9c6457c850fff76", "a519566191c238cc"];
-
-/// One of each kind.
-fn requests() -> [Request; 6] {
-    let max = std::num::NonZeroU64::new(5).unwrap();
-    [
-        Request::Checkpoint,
-        Request::Fetch(Fetch::Operations { size: 9, start: 3, max }),
-        Request::Fetch(Fetch::Boundary { size: 9, start: 3 }),
-        Request::Follow { sequence: 4, credit: 5 },
-        Request::Watch { target: 6 },
-        Request::CheckpointAt { sequence: 7 },
-    ]
-}
 
 #[test]
 fn what_is_encoded_is_decoded() {
