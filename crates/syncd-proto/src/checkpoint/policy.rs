@@ -186,6 +186,12 @@ impl Policy {
         Ok(policy)
     }
 
+    /// Whether `key` is trusted for some part of the history.
+    pub fn knows(&self, key: &PublicKey) -> bool {
+        self.publishers.contains(key)
+            || self.rotations.0.iter().any(|known| known.successor == *key)
+    }
+
     /// Verifies `signed` on its own: database, family, key and signature.
     pub fn verify(&self, signed: &SignedCheckpoint) -> Result<(), Refusal> {
         let checkpoint = &signed.checkpoint;
