@@ -6,7 +6,9 @@ use crate::{
     config::{self, CommonArgs, Invalid, TokenFile},
     control::{Control, Report},
     descriptors::{self, Files, Plan, Shares, TooFew},
-    directory, exit, http, keys,
+    directory,
+    documents::Endpoints,
+    exit, http, keys,
     lifecycle::{DirectoryError, DirectoryLock, Health, Shutdown},
     runtime::StorageGuard,
     stdio,
@@ -332,15 +334,8 @@ pub fn serve_api(
 }
 
 /// Writes where the daemon listens to `public/endpoints.json`, for tools on this machine.
-pub fn write_endpoints(
-    storage_dir: &Path,
-    endpoints: &[(&str, SocketAddr)],
-) -> Result<(), Failure> {
-    let object: serde_json::Map<_, _> = endpoints
-        .iter()
-        .map(|(name, address)| ((*name).to_string(), address.to_string().into()))
-        .collect();
-    let line = serde_json::Value::Object(object).to_string();
+pub fn write_endpoints(storage_dir: &Path, endpoints: &Endpoints) -> Result<(), Failure> {
+    let line = serde_json::to_string(endpoints).map_err(std::io::Error::other)?;
     write_public(storage_dir, "endpoints.json", &line)
 }
 

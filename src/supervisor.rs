@@ -4,7 +4,7 @@
 //! read its socket must not hold up the daemon. The thread only sends what tasks of the runtime give it, so that
 //! `WATCHDOG=1` says that the runtime runs its tasks and its timers.
 
-use crate::{api::Status, lifecycle::Health};
+use crate::{documents::Status, lifecycle::Health};
 use sd_notify::NotifyState;
 use std::{
     sync::mpsc::{Receiver, SyncSender, sync_channel},
@@ -137,14 +137,14 @@ fn send_all(messages: &Receiver<Message>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::ClientStatus;
+    use crate::documents::ClientStatus;
 
     #[test]
     fn the_status_says_how_far_and_how_late() {
         let mut status = Status { size: 7, sequence: 3, ..Status::default() };
         assert_eq!(describe(&status), "serving 7 operations, sequence 3");
         status.client = Some(ClientStatus {
-            state: "following",
+            state: "following".into(),
             lag_operations: 2,
             lag_seconds: 0.25,
             ..ClientStatus::default()

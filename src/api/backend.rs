@@ -1,73 +1,17 @@
 //! What the HTTP API needs of the process behind it. A server and a client both implement it, so
 //! that one router serves both.
 
-use super::{Entry, Subject};
 use crate::{
     checkpoint::SignedCheckpoint,
-    database::types::{
-        ALLOCATION_BYTES, Change, DatabaseId, Digest, Family, IDEMPOTENCY_KEY_LENGTH_MAX, Mode,
-        Root,
-    },
+    database::types::{ALLOCATION_BYTES, Change, Digest, IDEMPOTENCY_KEY_LENGTH_MAX},
+    documents::{Receipt, Status},
+    reads::{Export, Page, ReadError, Subject, View},
     verify::ProofFile,
 };
 use bytes::Bytes;
 use prometheus_client::metrics::gauge::Gauge;
 use std::{sync::Arc, time::Duration};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-
-/// The state that an answer speaks of; becomes the `Syncd-*` headers.
-#[derive(Clone, Debug)]
-pub struct View {
-    /// Identity of the database.
-    pub database: DatabaseId,
-    /// Number of operations.
-    pub size: u64,
-    /// Root at that size.
-    pub root: Root,
-    /// Seconds the state may be behind the publisher's (0 on a server).
-    pub lag_seconds: f64,
-}
-
-/// Why a read was not answered.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum ReadError {
-    /// A client that has not verified any state yet: 503 `no_verified_state`.
-    #[error("no state has been verified yet")]
-    NoVerifiedState,
-    /// The family cannot answer this question: 422 with this code and text.
-    #[error("{message}")]
-    Unsupported {
-        /// Stable code, for example `not_provable` or `no_keys`.
-        code: &'static str,
-        /// Why, in a sentence.
-        message: String,
-    },
-    /// There is no such thing in the verified state: 404.
-    #[error("{0}")]
-    NotFound(String),
-    /// What was asked for is no longer held: 410.
-    #[error("{0}")]
-    Pruned(String),
-    /// A limit was reached: 429 with `Retry-After`.
-    #[error("{message}")]
-    Busy {
-        /// What is busy.
-        message: String,
-        /// When to come back.
-        retry_after: Duration,
-    },
-    /// The store failed: 500.
-    #[error("{0}")]
-    Internal(String),
-}
-
-impl ReadError {
-    /// What a compact database answers to reads.
-    pub fn compact() -> Self {
-        let message = "this database is compact: it holds no values, only what verifies the next";
-        Self::Unsupported { code: "compact", message: message.into() }
-    }
-}
 
 /// Why a write was not done. Nothing of it was applied.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -96,17 +40,6 @@ pub enum WriteError {
     /// Nobody knows whether it was committed; ask again with the same idempotency key: 500.
     #[error("{0}")]
     Internal(String),
-}
-
-/// What a committed write led to. Only given once it is durable.
-#[derive(Clone, Debug, serde::Serialize)]
-pub struct Receipt {
-    /// Operations in the database after the commit.
-    pub size: u64,
-    /// Its root.
-    pub root: Root,
-    /// Sequence of the commit.
-    pub sequence: u64,
 }
 
 /// A request to write, all or nothing.
@@ -171,90 +104,6 @@ impl Drop for Room {
 
 fn gauge(bytes: usize) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
-}
-
-/// The fields of `GET /v1/status`. `None` is left out of the JSON.
-#[derive(Clone, Debug, Default, serde::Serialize)]
-pub struct Status {
-    /// `server` or `client`.
-    pub role: &'static str,
-    /// Version of the product.
-    pub version: &'static str,
-    /// Kind of database.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub family: Option<Family>,
-    /// What is kept.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub mode: Option<Mode>,
-    /// Hash of the database.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub hash: Option<crate::database::types::HashKind>,
-    /// Identity of the database.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub database: Option<DatabaseId>,
-    /// Number of operations.
-    pub size: u64,
-    /// First operation that a new replica needs.
-    pub floor: u64,
-    /// Root of the state.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub root: Option<Root>,
-    /// Sequence of the newest commit held.
-    pub sequence: u64,
-    /// When it was committed, milliseconds since 1970.
-    pub committed_at: u64,
-    /// When it was last signed, milliseconds since 1970.
-    pub signed_at: u64,
-    /// Fields that only a client has.
-    #[serde(flatten)]
-    pub client: Option<ClientStatus>,
-}
-
-/// The part of the status that only a client has.
-#[derive(Clone, Debug, Default, serde::Serialize)]
-pub struct ClientStatus {
-    /// `connecting`, `state_sync`, `following`, `polling`, `stalled` or `refusing`.
-    pub state: &'static str,
-    /// The server as configured.
-    pub server: String,
-    /// Size of the newest signed checkpoint known.
-    pub target_size: u64,
-    /// Operations behind it.
-    pub lag_operations: u64,
-    /// Seconds behind.
-    pub lag_seconds: f64,
-    /// Iterations since the start.
-    pub iterations: u64,
-    /// Operations a second of the running state sync or catch-up.
-    pub operations_per_second: f64,
-    /// Seconds until the running state sync ends, if one runs.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub eta_seconds: Option<f64>,
-    /// The last thing that went wrong.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub last_error: Option<String>,
-}
-
-/// Values of a log, with their locations.
-#[derive(Clone, Debug)]
-pub struct Page {
-    /// The state that they were read from.
-    pub view: View,
-    /// The values.
-    pub entries: Vec<Entry>,
-    /// Where to go on; the state's size at its end.
-    pub next: u64,
-}
-
-/// A consistent state, streamed: pages arrive in `entries` until `Ok(None)` says that it is
-/// complete. An `Err`, or a channel that closes before, means that it is not.
-pub struct Export {
-    /// The state that all entries belong to.
-    pub view: View,
-    /// The entries, each key once, in no particular order.
-    pub entries: tokio::sync::mpsc::Receiver<Result<Option<Vec<Entry>>, ReadError>>,
-    /// How long it may take in all.
-    pub hold_max: Duration,
 }
 
 /// The process behind the API.

@@ -4,11 +4,11 @@
 //! So its reader has to keep a rate, and it ends after a time that its size allows. What is cut is
 //! an incomplete body, never one that looks complete.
 
-use super::{
-    Backend, Entry, Export, Name, ReadError, View, drain::Drain, ndjson, observe::Metrics,
-    problem::Problem,
+use super::{Backend, Entry, Name, drain::Drain, ndjson, observe::Metrics, problem::Problem};
+use crate::{
+    http::Patience,
+    reads::{Export, ReadError, View},
 };
-use crate::{database::Exporter, http::Patience, ledger::ExportHold};
 use axum::{
     body::{Body, Bytes},
     http::{HeaderValue, header},
@@ -27,36 +27,8 @@ pub const EXPORT_STALL_MAX: Duration = Duration::from_secs(30);
 /// The slowest that an export may be read for longer than that, in bytes of keys and values a
 /// second.
 pub const EXPORT_RATE_MIN: u64 = 64 * 1024;
-/// How long an export may hold its state, whatever its size...
-pub const EXPORT_HOLD_MAX: Duration = Duration::from_secs(600);
-/// ...and one second more for so many operations.
-pub const EXPORT_OPERATIONS_PER_SECOND_MIN: u64 = 10_000;
 /// When to come back where an export is running.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
-
-/// How long an export of so many operations may hold its state.
-pub fn hold_max(operations: u64) -> Duration {
-    EXPORT_HOLD_MAX + Duration::from_secs(operations / EXPORT_OPERATIONS_PER_SECOND_MIN)
-}
-
-/// Starts to read; ends when the receiver is dropped.
-pub fn stream_export(view: View, mut exporter: Exporter, hold: ExportHold) -> Export {
-    let hold_max = hold_max(exporter.operations());
-    let (sender, entries) = mpsc::channel(1);
-    // HTTP lives on tokio alone, so this task may too.
-    tokio::spawn(async move {
-        let _hold = hold;
-        loop {
-            let page = exporter.next().await;
-            let page = page.map_err(|error| ReadError::Internal(error.to_string()));
-            let last = !matches!(page, Ok(Some(_)));
-            if sender.send(page).await.is_err() || last {
-                return;
-            }
-        }
-    });
-    Export { view, entries, hold_max }
-}
 
 /// How an export ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -310,8 +282,6 @@ mod tests {
         assert_eq!(pump.run().await, End::HeldTooLong);
         assert!((hold..hold * 10).contains(&started.elapsed()), "{:?}", started.elapsed());
         assert!(matches!(reading.await, Ok(false)));
-        let minute = Duration::from_secs(60);
-        assert_eq!(hold_max(EXPORT_OPERATIONS_PER_SECOND_MIN * 60), EXPORT_HOLD_MAX + minute);
     }
 
     #[tokio::test]

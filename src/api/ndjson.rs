@@ -1,9 +1,10 @@
 //! Batches: one JSON object a line.
 
-use super::{Entry, Name, WriteRequest, problem::Problem};
+use super::{WriteRequest, problem::Problem};
 use crate::{
     commit_log::CHANGES_MAX,
     database::types::{Change, KEY_LENGTH_MAX},
+    reads::{Entry, Name},
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use serde::Deserialize;
@@ -43,14 +44,13 @@ pub fn parse(body: &[u8], value_length_max: usize, is_log: bool) -> Result<Vec<C
         let number = index + 1;
         let at = |problem: Problem| problem.at_line(number);
         if changes.len() >= CHANGES_MAX {
-            let detail = format!("line {number}: a batch may have {CHANGES_MAX} changes");
+            let detail = format!("a batch may have {CHANGES_MAX} changes");
             return Err(at(Problem::too_large(detail)));
         }
         let parse = if is_log { parse_log_line } else { parse_line };
-        let change = parse(line)
-            .map_err(|detail| at(Problem::malformed(format!("line {number}: {detail}"))))?;
+        let change = parse(line).map_err(|detail| at(Problem::malformed(detail)))?;
         check_lengths(&change, value_length_max)
-            .map_err(|detail| at(Problem::too_large(format!("line {number}: {detail}"))))?;
+            .map_err(|detail| at(Problem::too_large(detail)))?;
         changes.push(change);
     }
     Ok(changes)
@@ -211,7 +211,10 @@ mod tests {
         ] {
             let body = format!("{{\"key\":\"x\",\"value\":\"y\"}}\n{line}\n");
             let problem = format!("{:?}", parse(body.as_bytes(), 10, false).expect_err(line));
-            assert!(problem.contains("line 2") && problem.contains(what), "{line}: {problem}");
+            assert!(
+                problem.contains("line: Some(2)") && problem.contains(what),
+                "{line}: {problem}"
+            );
         }
     }
 

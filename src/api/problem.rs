@@ -1,11 +1,12 @@
 //! Errors as `application/problem+json` (RFC 9457) with a stable `code`.
 
-use super::{ReadError, WriteError};
+use super::WriteError;
+use crate::{documents::ProblemDetails, reads::ReadError};
 use axum::{
+    Json,
     http::{HeaderName, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use serde_json::json;
 use std::time::Duration;
 
 /// When to come back after what passes soon.
@@ -69,17 +70,15 @@ pub fn busy(detail: impl Into<String>) -> Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let mut body = json!({
-            "type": "about:blank",
-            "title": self.status.canonical_reason().unwrap_or("Error"),
-            "status": self.status.as_u16(),
-            "code": self.code,
-            "detail": self.detail,
-        });
-        if let Some(line) = self.line {
-            body["line"] = line.into();
-        }
-        let mut response = (self.status, body.to_string()).into_response();
+        let details = ProblemDetails {
+            r#type: "about:blank".into(),
+            title: self.status.canonical_reason().unwrap_or("Error").into(),
+            status: self.status.as_u16(),
+            code: self.code.into(),
+            detail: self.detail,
+            line: self.line,
+        };
+        let mut response = (self.status, Json(details)).into_response();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         headers.extend(self.headers);

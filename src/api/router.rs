@@ -1,7 +1,7 @@
 //! The routes of the HTTP API.
 
 use super::{
-    Backend, Metrics, Name, ReadError, Room, Subject, View, WriteRequest, Writer,
+    Backend, Metrics, Name, Room, WriteRequest, Writer,
     body::{self, Bodies, Held},
     contract,
     drain::Drain,
@@ -14,6 +14,7 @@ use crate::watch;
 use crate::{
     database::types::{Change, Digest, Family, IDEMPOTENCY_KEY_LENGTH_MAX, KEY_LENGTH_MAX},
     http::{self, Answers},
+    reads::{ReadError, Subject, View},
 };
 use axum::{
     Extension, Json, Router,

@@ -2,12 +2,11 @@
 
 use super::replica::Replica;
 use crate::{
-    api::{
-        Backend, Export, Page, ReadError, Status, Subject, View, Writer, prove, read_entries,
-        stream_export,
-    },
+    api::{Backend, Writer},
     checkpoint::SignedCheckpoint,
     database::types::Mode,
+    documents::Status,
+    reads::{Export, Page, ReadError, Subject, View, prove, read_entries, stream_export},
     runtime::Runtime,
     verify::ProofFile,
 };

@@ -3,11 +3,12 @@
 use super::{disk::Disk, known::Known, metrics::Metrics, phase::Phase};
 use crate::watch;
 use crate::{
-    api::{ClientStatus, Status, View},
     checkpoint::SignedCheckpoint,
     commit_log::CommitLog,
     database::types::{Family, Mode},
+    documents::{ClientStatus, Role, Status},
     ledger::Ledger,
+    reads::View,
     replicate::Progress,
     runtime::{Moment, Runtime},
 };
@@ -253,8 +254,8 @@ impl<E: Runtime> Replica<E> {
         drop(standing);
         let checkpoint = head.map(|head| head.checkpoint);
         Status {
-            role: "client",
-            version: crate::VERSION,
+            role: Role::Client,
+            version: crate::VERSION.into(),
             family: Some(self.family),
             mode: Some(self.mode),
             hash: checkpoint
@@ -269,7 +270,7 @@ impl<E: Runtime> Replica<E> {
             committed_at: checkpoint.as_ref().map_or(0, |c| c.committed_at_ms),
             signed_at: checkpoint.as_ref().map_or(0, |c| c.signed_at_ms),
             client: Some(ClientStatus {
-                state: phase.as_str(),
+                state: phase.as_str().into(),
                 server: self.server.clone(),
                 target_size: known.map_or(0, |known| known.checkpoint.size),
                 lag_operations: self.lag_operations(),

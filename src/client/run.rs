@@ -17,7 +17,9 @@ use crate::{
     },
     control::{self, Report},
     daemon::{self, Failure, Ground},
-    directory, exit, http, keys,
+    directory,
+    documents::Endpoints,
+    exit, http, keys,
     lifecycle::{Health, Shutdown},
     link::{self, Connector},
     replicate::state_sync,
@@ -193,8 +195,11 @@ async fn run(
     let asked = control::serve(control);
     let shares = descriptors.shares;
     let health = Health::default();
-    let addresses =
-        [("api", daemon::local_address(&api)?), ("metrics", daemon::local_address(&metrics)?)];
+    let endpoints = Endpoints {
+        sync: None,
+        api: daemon::local_address(&api)?,
+        metrics: daemon::local_address(&metrics)?,
+    };
     let registry = context.child("syncd");
     let connections = Arc::new(http::Metrics::new(&registry.child("http")));
     daemon::serve_admin(
@@ -222,12 +227,12 @@ async fn run(
     let router = api::router(backend, tokens.clone(), address, requests, stopped.clone());
     let serving = daemon::serve_api(api, router, shares.api, stopped, connections);
     set_ready(&health, &context, &core.replica, &config);
-    daemon::write_endpoints(&config.storage_dir, &addresses)?;
+    daemon::write_endpoints(&config.storage_dir, &endpoints)?;
     tracing::info!(
         size = core.replica.head().map_or(0, |head| head.checkpoint.size),
         server = core.replica.server,
-        api = %addresses[0].1,
-        metrics = %addresses[1].1,
+        api = %endpoints.api,
+        metrics = %endpoints.metrics,
         "serving"
     );
     supervisor.ready();

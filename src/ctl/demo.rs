@@ -10,14 +10,15 @@ use super::{
 use crate::{
     api::ndjson,
     database::types::{Change, VALUE_LENGTH_MAX},
+    documents::{Endpoints, Receipt},
     exit, stdio,
 };
 use clap::{Args, builder::BoolishValueParser};
-use serde_json::Value;
 use std::{
     collections::HashMap,
     fs::File,
     io::{BufReader, IsTerminal as _, Write as _},
+    net::SocketAddr,
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -71,13 +72,6 @@ struct Stage {
 
 /// Keys and values.
 type Content = HashMap<Vec<u8>, Vec<u8>>;
-
-/// Where a child listens.
-struct Endpoints {
-    sync: Option<String>,
-    api: String,
-    metrics: String,
-}
 
 /// Runs the demonstration.
 pub fn run(args: &DemoArgs) -> Result<(), Failure> {
@@ -141,8 +135,10 @@ fn play(
     say("syncd demo: a publisher, a verified replica, real records\n");
     let server = stage.start_server()?;
     let client = stage.start_client(&server)?;
-    let api = |url: &str| Api::without_token("demo", &format!("http://{url}"), REQUEST_TIMEOUT);
-    let (server_api, client_api) = (api(&server.api)?, api(&client.api)?);
+    let api = |address: SocketAddr| {
+        Api::without_token("demo", &format!("http://{address}"), REQUEST_TIMEOUT)
+    };
+    let (server_api, client_api) = (api(server.api)?, api(client.api)?);
     say(format!("started  server  api {}  metrics {}", server.api, server.metrics));
     say(format!("started  client  api {}  metrics {}\n", client.api, client.metrics));
 
@@ -213,7 +209,7 @@ fn import_records(
 fn show_replica(client: &Api, progress: &Progress, done: &AtomicBool) {
     while !done.load(Ordering::Acquire) {
         if let Ok(status) = status::ask(client) {
-            progress.set(status["size"].as_u64().unwrap_or(0));
+            progress.set(status.size);
         }
         std::thread::sleep(LOOK_INTERVAL);
     }
@@ -224,20 +220,20 @@ fn client_reaches(stage: &Stage, client: &Api, size: u64) -> Result<(), Failure>
     loop {
         stage.check()?;
         let status = status::ask(client)?;
-        if status["size"].as_u64().unwrap_or(0) >= size {
+        if status.size >= size {
             return Ok(());
         }
         if Instant::now() > deadline {
-            let text = format!("the replica did not catch up within {DEADLINE:?}: {status}");
+            let text = format!("the replica did not catch up within {DEADLINE:?}: {status:?}");
             return Err(Failure::new(exit::TEMPORARY, text));
         }
         std::thread::sleep(LOOK_INTERVAL);
     }
 }
 
-fn post(server: &Api, lines: &[&[u8]]) -> Result<Value, Failure> {
+fn post(server: &Api, lines: &[&[u8]]) -> Result<Receipt, Failure> {
     let headers = [("content-type", "application/x-ndjson")];
-    server.send("POST", "/v1/batch", &headers, &lines.join(&b'\n'))?.success()?.json()
+    server.send("POST", "/v1/batch", &headers, &lines.join(&b'\n'))?.success()?.document()
 }
 
 /// Applies the updates in small commits, and measures how long the replica takes to have each.
@@ -249,8 +245,7 @@ fn apply_updates(stage: &Stage, server: &Api, client: &Api, updates: &[u8]) -> R
         stage.check()?;
         let receipt = post(server, batch)?;
         let acknowledged = Instant::now();
-        let size = receipt["size"].as_u64().unwrap_or(0);
-        readable_at(stage, client, size)?;
+        readable_at(stage, client, receipt.size)?;
         delays.push(acknowledged.elapsed());
         progress.add(batch.len() as u64);
     }
@@ -285,7 +280,7 @@ fn readable_at(stage: &Stage, client: &Api, size: u64) -> Result<(), Failure> {
 }
 
 fn wait_until_equal(stage: &Stage, server: &Api, client: &Api) -> Result<(), Failure> {
-    let size = status::ask(server)?["size"].as_u64().unwrap_or(0);
+    let size = status::ask(server)?.size;
     client_reaches(stage, client, size)
 }
 
@@ -293,17 +288,16 @@ fn wait_until_equal(stage: &Stage, server: &Api, client: &Api) -> Result<(), Fai
 fn compare(stage: &Stage, server: &Api, client: &Api, content: &Content) -> Result<bool, Failure> {
     let (ours, theirs) = (status::ask(server)?, status::ask(client)?);
     for status in [&ours, &theirs] {
-        let role = status["role"].as_str().unwrap_or("-");
-        let root = status["root"].as_str().unwrap_or("-");
-        let lag = match status["lag_seconds"].as_f64() {
-            Some(lag) => format!("  lag {} operations, {lag:.1} s", status["lag_operations"]),
+        let root = status.root.map_or_else(|| "-".into(), |root| root.to_string());
+        let lag = match &status.client {
+            Some(client) => {
+                format!("  lag {} operations, {:.1} s", client.lag_operations, client.lag_seconds)
+            }
             None => String::new(),
         };
-        say(format!("{role:>8}  size {}  root {root}{lag}", status["size"]));
+        say(format!("{:>8}  size {}  root {root}{lag}", status.role.to_string(), status.size));
     }
-    let roots = ours["root"].is_string()
-        && ours["root"] == theirs["root"]
-        && ours["size"] == theirs["size"];
+    let roots = ours.root.is_some() && (ours.root, ours.size) == (theirs.root, theirs.size);
     say(format!("\nroots are {}", if roots { "equal" } else { "DIFFERENT" }));
     let mut same = true;
     for (whose, api) in [("publisher", server), ("replica", client)] {
@@ -399,9 +393,9 @@ fn trickle(stage: &Stage, server: &Api, client: &Api, updates: &[u8]) -> Result<
             let _ = write!(
                 std::io::stderr(),
                 "\r  replica: {} operations, lag {:.1} s, root {}… ",
-                status["size"],
-                status["lag_seconds"].as_f64().unwrap_or(0.0),
-                &status["root"].as_str().unwrap_or("-").chars().take(16).collect::<String>()
+                status.size,
+                status.client.map_or(0.0, |client| client.lag_seconds),
+                status.root.map_or_else(String::new, |root| root.to_string()[..16].to_string())
             );
         }
     }
@@ -457,7 +451,7 @@ impl Stage {
         let public = |name: &str| self.path.join("server/public").join(name).display().to_string();
         let options = vec![
             "--server".into(),
-            server.sync.clone().unwrap_or_default(),
+            server.sync.map_or_else(String::new, |sync| sync.to_string()),
             "--server-key".into(),
             public("identity.pub"),
             "--trusted-key".into(),
@@ -533,9 +527,7 @@ impl Drop for Stage {
 }
 
 fn read_endpoints(file: &Path) -> Option<Endpoints> {
-    let object: Value = serde_json::from_slice(&std::fs::read(file).ok()?).ok()?;
-    let text = |name: &str| object[name].as_str().map(str::to_string);
-    Some(Endpoints { sync: text("sync"), api: text("api")?, metrics: text("metrics")? })
+    serde_json::from_slice(&std::fs::read(file).ok()?).ok()
 }
 
 /// Whether a child still runs: neither gone nor a zombie.

@@ -3,9 +3,10 @@
 use super::{ApiArgs, Failure};
 use crate::{
     config::{Secret, TokenFile, invalid, is_loopback},
+    documents::ProblemDetails,
     exit,
 };
-use serde_json::Value;
+use serde::de::DeserializeOwned;
 use std::{io::Read, time::Duration};
 use ureq::{
     Agent, Body,
@@ -39,31 +40,41 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// The body as JSON.
-    pub fn json(&self) -> Result<Value, Failure> {
-        serde_json::from_slice(&self.body)
-            .map_err(|error| Failure::new(exit::DATA, format!("the answer is not JSON: {error}")))
+    /// The document in the body.
+    pub fn document<T: DeserializeOwned>(&self) -> Result<T, Failure> {
+        serde_json::from_slice(&self.body).map_err(|error| {
+            Failure::new(exit::DATA, format!("the answer is not one of syncd's API: {error}"))
+        })
     }
 
-    /// A text in an error answer.
-    pub fn problem(&self, name: &str) -> Option<String> {
-        let problem: Value = serde_json::from_slice(&self.body).ok()?;
-        problem[name].as_str().map(str::to_string)
+    /// What an error answer says, if it is one of syncd's.
+    pub fn problem(&self) -> Option<ProblemDetails> {
+        serde_json::from_slice(&self.body).ok()
     }
 
     /// The failure that an error answer means.
     pub fn failure(&self) -> Failure {
-        let code = self.problem("code").unwrap_or_else(|| self.status.as_u16().to_string());
-        let detail = self
-            .problem("detail")
-            .unwrap_or_else(|| String::from_utf8_lossy(&self.body).chars().take(200).collect());
+        let problem = self.problem();
+        self.failure_at(problem.as_ref().and_then(|problem| problem.line))
+    }
+
+    /// The failure that an error answer means, which is about a line of what was sent.
+    pub fn failure_at(&self, line: Option<usize>) -> Failure {
+        let (code, detail) = match self.problem() {
+            Some(problem) => (problem.code, problem.detail),
+            None => {
+                let text = String::from_utf8_lossy(&self.body).chars().take(200).collect();
+                (self.status.as_u16().to_string(), text)
+            }
+        };
+        let line = line.map(|line| format!("line {line}: ")).unwrap_or_default();
         let exit = match self.status.as_u16() {
             // 412: the state has not come so far yet.
             408 | 412 | 429 | 502.. => exit::TEMPORARY,
             500 => exit::INTERNAL,
             _ => exit::DATA,
         };
-        Failure::new(exit, format!("{detail} ({code})"))
+        Failure::new(exit, format!("{line}{detail} ({code})"))
     }
 
     /// Itself, unless it is an error.

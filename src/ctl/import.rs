@@ -5,9 +5,13 @@
 //! was lost is sent again without being written twice; a later import is another one.
 
 use super::{ApiArgs, Failure, http::Api, lines, output::print_line, progress::Progress};
-use crate::{api::ndjson, database::types::Change, exit};
+use crate::{
+    api::ndjson,
+    database::types::{Change, Root},
+    documents::Receipt,
+    exit,
+};
 use clap::Args;
-use serde_json::Value;
 use std::{
     fs::File,
     hash::{DefaultHasher, Hash as _, Hasher as _},
@@ -81,8 +85,8 @@ pub struct Summary {
     pub records: u64,
     /// Size of the database after the last commit.
     pub size: u64,
-    /// Its root.
-    pub root: String,
+    /// Its root; none before the first commit.
+    pub root: Option<Root>,
 }
 
 fn open(path: &Path) -> Result<Box<dyn Read + Send>, Failure> {
@@ -118,16 +122,15 @@ pub fn run(args: &ImportArgs) -> Result<(), Failure> {
     let summary = import(&api, input, &plan, &progress, &stop)?;
     progress.finish();
     let seconds = started.elapsed().as_secs_f64();
-    if summary.records == 0 {
+    let Some(root) = summary.root else {
         // No commit, so nothing is known of the database.
         return print_line("0 records");
-    }
+    };
     print_line(format!(
-        "{} records in {seconds:.2} s ({:.0} records/s); {} operations, root {}",
+        "{} records in {seconds:.2} s ({:.0} records/s); {} operations, root {root}",
         summary.records,
         summary.records as f64 / seconds.max(1e-9),
-        summary.size,
-        summary.root
+        summary.size
     ))
 }
 
@@ -266,24 +269,23 @@ fn send_all(
         progress.add(batch.lines.len() as u64);
         let mut summary = summary.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         summary.records += batch.lines.len() as u64;
-        let size = receipt["size"].as_u64().unwrap_or(0);
-        if size >= summary.size {
-            summary.size = size;
-            summary.root = receipt["root"].as_str().unwrap_or("-").to_string();
+        if receipt.size >= summary.size {
+            summary.size = receipt.size;
+            summary.root = Some(receipt.root);
         }
     }
     Ok(())
 }
 
 /// Sends a batch until it is answered; `None` if it was stopped before.
-fn send(api: &Api, batch: &Batch, stop: &AtomicBool) -> Result<Option<Value>, Failure> {
+fn send(api: &Api, batch: &Batch, stop: &AtomicBool) -> Result<Option<Receipt>, Failure> {
     let key = format!("import-{}", hex::encode(rand::random::<[u8; 16]>()));
     let headers = [("content-type", "application/x-ndjson"), ("idempotency-key", key.as_str())];
     let deadline = Instant::now() + TRY_FOR;
     let mut pause = Duration::from_millis(100);
     while !stop.load(Ordering::Acquire) {
         let (failure, wait) = match api.send("POST", "/v1/batch", &headers, &batch.body) {
-            Ok(answer) if answer.status.is_success() => return answer.json().map(Some),
+            Ok(answer) if answer.status.is_success() => return answer.document().map(Some),
             Ok(answer) if answer.failure().code == exit::DATA => {
                 return Err(name_line(&answer, batch));
             }
@@ -313,16 +315,9 @@ fn pause_until(moment: Instant, stop: &AtomicBool) {
 
 /// A refusal with the line's number in the file instead of in the batch.
 fn name_line(answer: &super::http::Answer, batch: &Batch) -> Failure {
-    let failure = answer.failure();
-    let line = answer.json().ok().and_then(|problem| problem["line"].as_u64());
-    let line = line.and_then(|line| usize::try_from(line).ok());
-    let Some((within, number)) =
-        line.and_then(|line| batch.lines.get(line.wrapping_sub(1)).map(|number| (line, number)))
-    else {
-        return failure;
-    };
-    let message = failure.message.replacen(&format!("line {within}"), &format!("line {number}"), 1);
-    Failure::new(failure.code, message)
+    let within = answer.problem().and_then(|problem| problem.line);
+    let number = within.and_then(|line| batch.lines.get(line.wrapping_sub(1)).copied());
+    answer.failure_at(number)
 }
 
 #[cfg(test)]

@@ -1,10 +1,14 @@
 //! `status`.
 
 use super::{ApiArgs, CLIENT_API, Failure, SERVER_API, http::Api, output::print_line};
-use crate::{config, exit};
+use crate::{
+    config,
+    documents::{Role, Status},
+    exit,
+};
 use clap::{Args, builder::BoolishValueParser};
 use comfy_table::{Table, presets::UTF8_BORDERS_ONLY};
-use serde_json::{Value, json};
+use serde_json::json;
 use std::{path::PathBuf, time::Duration};
 
 /// Arguments of `status`.
@@ -45,7 +49,7 @@ pub fn run(args: &StatusArgs) -> Result<(), Failure> {
         })
         .collect::<Result<_, _>>()?;
     loop {
-        let rows: Vec<(&Api, Result<Value, Failure>)> =
+        let rows: Vec<(&Api, Result<Status, Failure>)> =
             apis.iter().map(|api| (api, ask(api))).collect();
         print(&rows, args.json)?;
         if !args.watch {
@@ -63,11 +67,11 @@ pub fn run(args: &StatusArgs) -> Result<(), Failure> {
 }
 
 /// The status of one API.
-pub fn ask(api: &Api) -> Result<Value, Failure> {
-    api.get("/v1/status")?.success()?.json()
+pub fn ask(api: &Api) -> Result<Status, Failure> {
+    api.get("/v1/status")?.success()?.document()
 }
 
-fn print(rows: &[(&Api, Result<Value, Failure>)], as_json: bool) -> Result<(), Failure> {
+fn print(rows: &[(&Api, Result<Status, Failure>)], as_json: bool) -> Result<(), Failure> {
     if as_json {
         for (api, status) in rows {
             let line = match status {
@@ -94,14 +98,22 @@ fn print(rows: &[(&Api, Result<Value, Failure>)], as_json: bool) -> Result<(), F
     print_line(table)
 }
 
-fn row(api: &Api, status: &Value) -> [String; 7] {
-    let text = |name: &str| status[name].as_str().unwrap_or("-").to_string();
-    let lag = match (status["lag_operations"].as_u64(), status["lag_seconds"].as_f64()) {
-        (Some(operations), Some(seconds)) => format!("{operations} ops, {seconds:.1} s"),
-        _ => "-".into(),
+fn row(api: &Api, status: &Status) -> [String; 7] {
+    let or_none = |text: Option<String>| text.unwrap_or_else(|| "-".into());
+    let client = status.client.as_ref();
+    let lag =
+        client.map(|client| format!("{} ops, {:.1} s", client.lag_operations, client.lag_seconds));
+    let state = match status.role {
+        Role::Server => Some("serving".into()),
+        Role::Client => client.map(|client| client.state.clone()),
     };
-    let state = if text("role") == "server" { "serving".into() } else { text("state") };
-    let root = text("root").chars().take(16).collect();
-    let size = status["size"].to_string();
-    [api.base().to_string(), text("role"), state, size, lag, root, text("last_error")]
+    [
+        api.base().to_string(),
+        status.role.to_string(),
+        or_none(state),
+        status.size.to_string(),
+        or_none(lag),
+        or_none(status.root.map(|root| root.to_string().chars().take(16).collect())),
+        or_none(client.and_then(|client| client.last_error.clone())),
+    ]
 }

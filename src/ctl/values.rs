@@ -76,7 +76,9 @@ pub fn get(args: &GetArgs) -> Result<(), Failure> {
     let wait = args.min_size.map(|size| format!("?min_size={size}")).unwrap_or_default();
     let answer = Api::new(&args.api)?.get(&format!("{}{wait}", key_path(&args.key)))?;
     // Not any 404: the URL may lead to something else.
-    if answer.status.as_u16() == 404 && answer.problem("code").as_deref() == Some("not_found") {
+    if answer.status.as_u16() == 404
+        && answer.problem().is_some_and(|problem| problem.code == "not_found")
+    {
         return Err(Failure::new(1, format!("'{}' is absent", args.key)));
     }
     print_bytes(&answer.success()?.body)

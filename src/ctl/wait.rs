@@ -3,10 +3,11 @@
 use super::{ApiArgs, CLIENT_API, Failure, http::Api, output::print_line, status};
 use crate::{
     config::{self, invalid},
+    database::types::{DatabaseId, Root},
+    documents::{ClientStatus, Status},
     exit,
 };
 use clap::Args;
-use serde_json::Value;
 use std::{
     collections::VecDeque,
     path::PathBuf,
@@ -77,22 +78,22 @@ pub fn run(args: &WaitArgs) -> Result<(), Failure> {
 }
 
 /// A state as an API tells it.
-#[derive(Clone)]
+#[derive(Clone, Copy)]
 struct State {
-    database: String,
+    database: DatabaseId,
     size: u64,
     sequence: u64,
-    root: String,
+    root: Root,
 }
 
 impl State {
     /// The state in a status; `None` where there is none yet.
-    fn of(status: &Value) -> Option<Self> {
+    fn of(status: &Status) -> Option<Self> {
         Some(Self {
-            database: status["database"].as_str()?.into(),
-            size: status["size"].as_u64()?,
-            sequence: status["sequence"].as_u64()?,
-            root: status["root"].as_str()?.into(),
+            database: status.database?,
+            size: status.size,
+            sequence: status.sequence,
+            root: status.root?,
         })
     }
 }
@@ -113,8 +114,8 @@ struct Wait {
     /// The server's state when it first answered.
     target: Option<State>,
     /// Roots by sequence, of both sides.
-    theirs: VecDeque<(u64, String)>,
-    ours: VecDeque<(u64, String)>,
+    theirs: VecDeque<(u64, Root)>,
+    ours: VecDeque<(u64, Root)>,
     /// Since when the client is far enough.
     far_enough: Option<Instant>,
 }
@@ -136,17 +137,17 @@ impl Wait {
             self.target.get_or_insert(state);
         }
         let status = status::ask(&self.client)?;
-        if status["role"] == "server" {
+        let Some(standing) = &status.client else {
             let allowed = format!("the API of a client, like {CLIENT_API}; this is a server's");
             return Err(invalid("--api", self.client.base(), allowed).into());
-        }
+        };
         let state = State::of(&status);
         if let Some(state) = &state {
             remember(&mut self.ours, state);
             self.check_database(state)?;
         }
         let both = self.seen_at_both()?;
-        let state = self.caught_up(&status, state)?;
+        let state = self.caught_up(standing, state)?;
         let line = format!("{} operations, root {}", state.size, state.root);
         let must_compare = self.size.is_none() && self.server.is_some();
         if !must_compare || both {
@@ -196,8 +197,8 @@ impl Wait {
     }
 
     /// The client's state, if that is far enough and lags behind nothing.
-    fn caught_up(&self, status: &Value, state: Option<State>) -> Result<State, Failure> {
-        let phase = status["state"].as_str().unwrap_or_default();
+    fn caught_up(&self, client: &ClientStatus, state: Option<State>) -> Result<State, Failure> {
+        let phase = client.state.as_str();
         let live = phase == "following" || phase == "polling";
         let target = self.target.as_ref();
         let size = self.size.or(target.map(|target| target.size)).unwrap_or(1);
@@ -206,14 +207,14 @@ impl Wait {
         match state {
             Some(state)
                 if live
-                    && status["lag_operations"].as_u64() == Some(0)
+                    && client.lag_operations == 0
                     && state.size >= size
                     && state.sequence >= sequence =>
             {
                 Ok(state)
             }
             _ => {
-                let wanted = status["target_size"].as_u64().unwrap_or(0).max(size);
+                let wanted = client.target_size.max(size);
                 let text = format!("{phase}, {has} of {wanted} operations");
                 Err(Failure::new(exit::TEMPORARY, text))
             }
@@ -222,15 +223,15 @@ impl Wait {
 }
 
 /// Keeps the newest states of a side.
-fn remember(seen: &mut VecDeque<(u64, String)>, state: &State) {
+fn remember(seen: &mut VecDeque<(u64, Root)>, state: &State) {
     if seen
         .back()
-        .is_some_and(|(sequence, root)| (*sequence, root) == (state.sequence, &state.root))
+        .is_some_and(|(sequence, root)| (*sequence, *root) == (state.sequence, state.root))
     {
         return;
     }
     if seen.len() == SEEN_MAX {
         seen.pop_front();
     }
-    seen.push_back((state.sequence, state.root.clone()));
+    seen.push_back((state.sequence, state.root));
 }

@@ -2,13 +2,12 @@
 
 use super::publisher::{Handle, Source};
 use crate::{
-    api::{
-        Backend, Export, Page, ReadError, Receipt, Room, Status, Subject, View, WriteError,
-        WriteRequest, Writer, prove, read_entries, stream_export,
-    },
+    api::{Backend, Room, WriteError, WriteRequest, Writer},
     checkpoint::{Rotations, SignedCheckpoint},
     database::types::Mode,
+    documents::{Receipt, Role, Status},
     ledger::Ledger,
+    reads::{Export, Page, ReadError, Subject, View, prove, read_entries, stream_export},
     runtime::Runtime,
     verify::ProofFile,
     wire::COMMIT_BYTES_MAX,
@@ -60,8 +59,8 @@ impl<E: Runtime> Backend for ServerBackend<E> {
     fn status(&self) -> Status {
         let checkpoint = self.ledger.head().checkpoint;
         Status {
-            role: "server",
-            version: crate::VERSION,
+            role: Role::Server,
+            version: crate::VERSION.into(),
             family: Some(checkpoint.family),
             mode: Some(self.ledger.mode()),
             hash: Some(checkpoint.hash),

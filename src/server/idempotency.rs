@@ -4,9 +4,9 @@
 //! log, so [`CarriedKeys`] keeps the entries of the old one, until the new log's first record is trimmed.
 
 use crate::{
-    api::Receipt,
     commit_log::Commit,
     database::types::{DatabaseId, Digest, IDEMPOTENCY_KEY_LENGTH_MAX, Root},
+    documents::Receipt,
     runtime::Runtime,
     storage_record::{self, Error, Records},
 };

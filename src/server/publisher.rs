@@ -9,7 +9,7 @@ use super::{
     metrics::{DirectionLabel, Metrics, SourceLabel},
 };
 use crate::{
-    api::{Receipt, Room, WriteError, WriteRequest},
+    api::{Room, WriteError, WriteRequest},
     checkpoint::{Checkpoint, SignedCheckpoint, unix_ms},
     commit_log::{CHANGES_MAX, Commit, IDEMPOTENCY_ENTRIES_MAX, IdempotencyEntry},
     database::{
@@ -17,6 +17,7 @@ use crate::{
         record::CommitMetadata,
         types::{Change, Digest, Mode},
     },
+    documents::Receipt,
     ledger::{Error, History, Ledger},
     runtime::{Moment, Runtime, StepWatch},
     telemetry::{

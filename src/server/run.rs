@@ -11,6 +11,7 @@ use crate::{
     control::{self, Report},
     daemon::{self, Failure, Ground},
     descriptors::Shares,
+    documents::Endpoints,
     exit, http, keys,
     lifecycle::Health,
     runtime::StorageGuard,
@@ -20,7 +21,7 @@ use crate::{
 use arc_swap::ArcSwapOption;
 use commonware_cryptography::{Signer as _, ed25519::PrivateKey};
 use commonware_runtime::{Listener as _, Network as _, Supervisor as _, tokio::Context};
-use std::{ffi::OsString, net::SocketAddr, path::Path, process::ExitCode, sync::Arc};
+use std::{ffi::OsString, path::Path, process::ExitCode, sync::Arc};
 
 /// Runs `syncd-server` with a command line, the program's name first.
 pub fn main(arguments: Vec<OsString>) -> ExitCode {
@@ -141,11 +142,11 @@ async fn run(
     })?;
     let sync_address = listener.local_addr().map_err(|e| Failure::new(exit::IO, e.to_string()))?;
     let health = Health::default();
-    let addresses = [
-        ("sync", sync_address),
-        ("api", daemon::local_address(&api)?),
-        ("metrics", daemon::local_address(&metrics)?),
-    ];
+    let endpoints = Endpoints {
+        sync: Some(sync_address),
+        api: daemon::local_address(&api)?,
+        metrics: daemon::local_address(&metrics)?,
+    };
     let registry = context.child("syncd");
     let connections = Arc::new(http::Metrics::new(&registry.child("http")));
     let shares = descriptors.shares;
@@ -193,8 +194,8 @@ async fn run(
     let router = api::router(backend, tokens.clone(), api_host, requests, stopped.clone());
     let serving = daemon::serve_api(api, router, shares.api, stopped, connections);
     health.set_ready(Arc::new(|| Ok(())));
-    daemon::write_endpoints(&config.storage_dir, &addresses)?;
-    announce(&core, &addresses);
+    daemon::write_endpoints(&config.storage_dir, &endpoints)?;
+    announce(&core, &endpoints);
     supervisor.ready();
     supervisor.watch(health.clone(), move || watched.status());
     let reload = control::on_reload(&shutdown, asked, &supervisor, || {
@@ -228,7 +229,7 @@ async fn run(
     Ok(())
 }
 
-fn announce(core: &Core<Context>, addresses: &[(&str, SocketAddr); 3]) {
+fn announce(core: &Core<Context>, endpoints: &Endpoints) {
     let head = core.ledger.head().checkpoint;
     tracing::info!(
         database = %core.identity.id,
@@ -236,9 +237,9 @@ fn announce(core: &Core<Context>, addresses: &[(&str, SocketAddr); 3]) {
         hash = %head.hash,
         size = head.size,
         root = %head.root,
-        sync = %addresses[0].1,
-        api = %addresses[1].1,
-        metrics = %addresses[2].1,
+        sync = endpoints.sync.map(tracing::field::display),
+        api = %endpoints.api,
+        metrics = %endpoints.metrics,
         "serving"
     );
 }

@@ -74,6 +74,8 @@ impl<E: Runtime> Monotonic for Skewed<E> {
     }
 }
 
+impl<E: Runtime> Runtime for Skewed<E> {}
+
 impl<E: Runtime> Supervisor for Skewed<E> {
     fn name(&self) -> Name {
         self.inner.name()

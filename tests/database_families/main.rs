@@ -21,13 +21,13 @@ use std::{
     },
     time::Duration,
 };
-use syncd::api::Name;
 use syncd::database::{
     self, Database, Error, Exporter, Fetch, FetchError, Fetched, Fetcher, Kind, OpenAt, Place,
     Prepared, State, StateSync, SyncError,
     record::CommitMetadata,
     types::{Change, Family, HashKind, Mode},
 };
+use syncd::reads::Name;
 
 type Context = deterministic::Context;
 type Shared = Arc<AsyncRwLock<Box<dyn Database>>>;

@@ -14,12 +14,13 @@ use std::{
     time::{Duration, SystemTime},
 };
 use syncd::{
-    api::{Receipt, WriteRequest},
+    api::WriteRequest,
     client::{self, replica::Replica},
     database::{
         Kind,
         types::{DatabaseId, Digest, Family, HashKind, Mode},
     },
+    documents::Receipt,
     ledger::Ledger,
     runtime::Runtime as _,
     server::{self, publisher::Source},

@@ -8,8 +8,10 @@
 use commonware_runtime::{
     Clock, Metrics, Network, Resolver, Spawner, Storage, Supervisor, deterministic, tokio,
 };
+use commonware_utils::NZU64;
 use rand_core::CryptoRng;
 use std::{
+    num::NonZeroU64,
     sync::{Arc, OnceLock},
     time::{Duration, Instant, SystemTime},
 };
@@ -38,6 +40,10 @@ impl Monotonic for deterministic::Context {
 pub trait Runtime:
     Storage + Clock + Monotonic + Metrics + Spawner + Network + Resolver + Supervisor + CryptoRng + Send
 {
+    /// Records in one segment of the commit log. Trimming drops whole segments, so the log may exceed its bound by one.
+    /// A storage directory keeps to one number; a simulation takes a smaller one to trim more often.
+    const LOG_SEGMENT_RECORDS: NonZeroU64 = NZU64!(128);
+
     /// What both clocks say now.
     fn moment(&self) -> Moment {
         loop {
@@ -51,19 +57,8 @@ pub trait Runtime:
     }
 }
 
-impl<T> Runtime for T where
-    T: Storage
-        + Clock
-        + Monotonic
-        + Metrics
-        + Spawner
-        + Network
-        + Resolver
-        + Supervisor
-        + CryptoRng
-        + Send
-{
-}
+impl Runtime for tokio::Context {}
+impl Runtime for deterministic::Context {}
 
 /// What both clocks say.
 #[derive(Clone, Copy, Debug)]

@@ -19,10 +19,10 @@ use syncd_proto::{
 };
 use syncd_store::{
     commit_log::{
-        Base, Bounds, Commit, CommitLog, Error, Retention, SEGMENT_RECORDS, partition_names,
+        Base, Bounds, Commit, CommitLog, Error, Retention, partition_names,
         required_partition_names,
     },
-    runtime::{Guard, StorageGuard},
+    runtime::{Guard, Runtime as _, StorageGuard},
 };
 
 fn checkpoint(sequence: u64) -> SignedCheckpoint {
@@ -90,7 +90,7 @@ fn the_log_is_cut_to_its_segments() {
     deterministic::Runner::seeded(1).start(|context| async move {
         let base = Commit::base_record(checkpoint(0), EXECUTION_VERSION);
         let log = CommitLog::create(context.child("log"), 0, &base).await.unwrap();
-        let segment = SEGMENT_RECORDS.get();
+        let segment = deterministic::Context::LOG_SEGMENT_RECORDS.get();
         let last = 5 * segment + 10;
         let commits: Vec<Commit> = (1..=last).map(commit).collect();
         log.append(&commits).await.unwrap();
@@ -167,7 +167,7 @@ fn a_record_is_found_by_the_size_that_it_leads_to() {
 #[test]
 fn the_log_is_cut_to_its_bytes() {
     run(|context| async move {
-        let segment = SEGMENT_RECORDS.get();
+        let segment = deterministic::Context::LOG_SEGMENT_RECORDS.get();
         let log = log(&context, 0, 3 * segment + 10).await;
         let all = log.bytes();
         let mut told = log.subscribe();
@@ -197,7 +197,7 @@ fn the_log_is_cut_to_its_bytes() {
 #[test]
 fn the_log_is_cut_by_age() {
     run(|context| async move {
-        let segment = SEGMENT_RECORDS.get();
+        let segment = deterministic::Context::LOG_SEGMENT_RECORDS.get();
         let log = log(&context, 0, segment).await;
         context.sleep(Duration::from_secs(100)).await;
         let later: Vec<Commit> = (segment + 1..=2 * segment).map(commit).collect();

@@ -2,11 +2,13 @@
 
 use super::Machine;
 use commonware_runtime::Clock;
+use commonware_utils::NZU64;
 use std::{
+    num::NonZeroU64,
     sync::Mutex,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
-use syncd::runtime::Monotonic;
+use syncd::runtime::{Monotonic, Runtime};
 
 /// How a machine's clock differs from true time.
 #[derive(Debug)]
@@ -82,4 +84,8 @@ impl Monotonic for Machine {
     fn monotonic(&self) -> Duration {
         self.life.skew.scale(self.elapsed(), 1)
     }
+}
+
+impl Runtime for Machine {
+    const LOG_SEGMENT_RECORDS: NonZeroU64 = NZU64!(16);
 }

@@ -6,9 +6,9 @@ use commonware_runtime::Clock as _;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use syncd::verify::{verify_key, verify_operation};
 use syncd::{
-    api::Name,
     database::types::{Family, Mode},
     ledger::Ledger,
+    reads::Name,
 };
 
 /// Whether `ledger` is what somebody serves from.

@@ -31,21 +31,14 @@ use commonware_storage::journal::{
     },
 };
 use commonware_utils::{
-    NZU64, NZUsize,
+    NZUsize,
     sync::{AsyncRwLock, Mutex},
 };
 use futures::StreamExt as _;
 use mark::Mark;
-use std::{
-    collections::VecDeque,
-    num::{NonZeroU64, NonZeroUsize},
-    sync::OnceLock,
-    time::Duration,
-};
+use std::{collections::VecDeque, num::NonZeroUsize, sync::OnceLock, time::Duration};
 use syncd_proto::checkpoint::{SignedCheckpoint, unix_ms};
 
-/// Records in one segment. Trimming drops whole segments, so the log may exceed its bound by one.
-pub const SEGMENT_RECORDS: NonZeroU64 = NZU64!(128);
 /// Memory for pages of the log, in bytes: the tail that followers read stays in it.
 const CACHE_BYTES: usize = 16 * 1024 * 1024;
 /// Bytes gathered before the file is written.
@@ -164,11 +157,11 @@ pub fn required_partition_names(generation: u64) -> Vec<String> {
         .collect()
 }
 
-fn config(generation: u64) -> Config<()> {
+fn config<E: Runtime>(generation: u64) -> Config<()> {
     let pages = NonZeroUsize::new(CACHE_BYTES / 4096).expect("the cache holds pages");
     Config {
         partition: partition(generation),
-        items_per_section: SEGMENT_RECORDS,
+        items_per_section: E::LOG_SEGMENT_RECORDS,
         compression: None,
         codec_config: (),
         page_cache: CacheRef::new(crate::database::LOG_PAGE_SIZE, pages),
@@ -187,7 +180,8 @@ impl<E: Runtime> CommitLog<E> {
                 .await
                 .map_err(|error| Error::Storage(error.to_string()))?;
         }
-        let journal = Journal::init_at_size(context, config(generation), base.sequence()).await?;
+        let journal =
+            Journal::init_at_size(context, config::<E>(generation), base.sequence()).await?;
         let (journal, _) = journal.append(base).await?;
         let journal = journal.sync().await?;
         let bounds = Bounds { first: base.sequence(), last: base.sequence() };
@@ -217,7 +211,7 @@ impl<E: Runtime> CommitLog<E> {
         mut visit: impl FnMut(&Commit),
     ) -> Result<Option<Self>, Error> {
         let clock = context.child("clock");
-        let journal = Journal::<E, Commit>::init(context, config(generation)).await?;
+        let journal = Journal::<E, Commit>::init(context, config::<E>(generation)).await?;
         // The recovered tail is made durable before anything of it is served.
         let journal = journal.sync().await?;
         let range = journal.bounds();
@@ -276,7 +270,7 @@ impl<E: Runtime> CommitLog<E> {
 
     fn enter(&self, commit: &Commit, made: Made) {
         let mut segments = self.segments.lock();
-        let index = commit.sequence() / SEGMENT_RECORDS.get();
+        let index = commit.sequence() / E::LOG_SEGMENT_RECORDS.get();
         let bytes = commit.encode_size() as u64;
         match segments.back_mut() {
             Some(segment) if segment.index == index => {
@@ -405,7 +399,9 @@ impl<E: Runtime> CommitLog<E> {
         let journal = slot.take().ok_or(Error::Poisoned)?;
         let (journal, _) = journal.prune(first).await?;
         *slot = Some(journal);
-        self.segments.lock().retain(|segment| segment.index >= first / SEGMENT_RECORDS.get());
+        self.segments
+            .lock()
+            .retain(|segment| segment.index >= first / E::LOG_SEGMENT_RECORDS.get());
         Ok(())
     }
 
@@ -426,7 +422,7 @@ impl<E: Runtime> CommitLog<E> {
         let keep_from = keep_from.min(self.bounds().last);
         let mut first = None;
         for (older, (segment, age)) in segments.iter().zip(oldest).enumerate() {
-            let end = (segment.index + 1) * SEGMENT_RECORDS.get();
+            let end = (segment.index + 1) * E::LOG_SEGMENT_RECORDS.get();
             let expendable = bytes > retention.bytes
                 || segments.len() - older > retention.segments
                 || age > retention.age;

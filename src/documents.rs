@@ -1,0 +1,128 @@
+//! The JSON documents that the API answers with, and that `syncctl` reads.
+
+use crate::database::types::{DatabaseId, Family, HashKind, Mode, Root};
+use serde::{Deserialize, Serialize};
+use std::{fmt, net::SocketAddr};
+
+/// Which daemon it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// `syncd-server`.
+    #[default]
+    Server,
+    /// `syncd-client`.
+    Client,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Server => "server",
+            Self::Client => "client",
+        })
+    }
+}
+
+/// The fields of `GET /v1/status`. `None` is left out of the JSON.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Status {
+    /// Which daemon answers.
+    pub role: Role,
+    /// Version of the product.
+    pub version: String,
+    /// Kind of database.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub family: Option<Family>,
+    /// What is kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<Mode>,
+    /// Hash of the database.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hash: Option<HashKind>,
+    /// Identity of the database.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub database: Option<DatabaseId>,
+    /// Number of operations.
+    pub size: u64,
+    /// First operation that a new replica needs.
+    pub floor: u64,
+    /// Root of the state.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root: Option<Root>,
+    /// Sequence of the newest commit held.
+    pub sequence: u64,
+    /// When it was committed, milliseconds since 1970.
+    pub committed_at: u64,
+    /// When it was last signed, milliseconds since 1970.
+    pub signed_at: u64,
+    /// Fields that only a client has.
+    #[serde(flatten)]
+    pub client: Option<ClientStatus>,
+}
+
+/// The part of the status that only a client has.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct ClientStatus {
+    /// `connecting`, `state_sync`, `following`, `polling`, `stalled` or `refusing`.
+    pub state: String,
+    /// The server as configured.
+    pub server: String,
+    /// Size of the newest signed checkpoint known.
+    pub target_size: u64,
+    /// Operations behind it.
+    pub lag_operations: u64,
+    /// Seconds behind.
+    pub lag_seconds: f64,
+    /// Iterations since the start.
+    pub iterations: u64,
+    /// Operations a second of the running state sync or catch-up.
+    pub operations_per_second: f64,
+    /// Seconds until the running state sync ends, if one runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eta_seconds: Option<f64>,
+    /// The last thing that went wrong.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<String>,
+}
+
+/// What a committed write led to. Only given once it is durable.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Receipt {
+    /// Operations in the database after the commit.
+    pub size: u64,
+    /// Its root.
+    pub root: Root,
+    /// Sequence of the commit.
+    pub sequence: u64,
+}
+
+/// An error, as RFC 9457 has it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ProblemDetails {
+    /// Always `about:blank`: the code below says which problem it is.
+    pub r#type: String,
+    /// The reason phrase of the status.
+    pub title: String,
+    /// The status of the answer.
+    pub status: u16,
+    /// Which problem it is, in a word that does not change.
+    pub code: String,
+    /// In a sentence.
+    pub detail: String,
+    /// The line of the body that it is about, from 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub line: Option<usize>,
+}
+
+/// Where a daemon listens: `public/endpoints.json` in its storage directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Endpoints {
+    /// The port for replicas, of a server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sync: Option<SocketAddr>,
+    /// The HTTP API.
+    pub api: SocketAddr,
+    /// Metrics and health.
+    pub metrics: SocketAddr,
+}
