@@ -6,10 +6,10 @@ use crate::{
     config::{self, CommonArgs, Invalid, TokenFile},
     control::{Control, Report},
     descriptors::{self, Files, Plan, Shares, TooFew},
-    directory,
+    directory::{self, DirectoryError, DirectoryLock},
     documents::Endpoints,
     exit, http, keys,
-    lifecycle::{DirectoryError, DirectoryLock, Health, Shutdown},
+    lifecycle::{Health, Shutdown},
     runtime::StorageGuard,
     stdio,
     supervisor::Supervisor,
@@ -67,7 +67,11 @@ impl From<Invalid> for Failure {
 
 impl From<DirectoryError> for Failure {
     fn from(error: DirectoryError) -> Self {
-        Self::new(error.exit_code(), error.to_string())
+        let code = match error {
+            DirectoryError::Locked { .. } => exit::TEMPORARY,
+            DirectoryError::Io { .. } => exit::IO,
+        };
+        Self::new(code, error.to_string())
     }
 }
 
@@ -144,10 +148,10 @@ pub fn take_ground(
     may_be_full: bool,
 ) -> Result<Ground, Failure> {
     let lock = take_lock(storage_dir, may_be_full)?;
-    let guard = directory::guard(storage_dir, &data_dir(storage_dir))?;
+    let guard = directory::guard(storage_dir, &directory::data_dir(storage_dir))?;
     let descriptors = descriptors::plan(
         descriptors::raise_limit(),
-        Files::count(&data_dir(storage_dir))?,
+        Files::count(&directory::data_dir(storage_dir))?,
         wanted,
     )?;
     announce_descriptors(&descriptors);
@@ -166,7 +170,8 @@ pub fn take_ground(
 
 /// Takes the directory. One that was used before may be full, where that is enough.
 fn take_lock(storage_dir: &Path, may_be_full: bool) -> Result<DirectoryLock, Failure> {
-    if !may_be_full || !has_data(storage_dir) {
+    close_to_others(storage_dir)?;
+    if !may_be_full || !directory::has_data(storage_dir) {
         return Ok(DirectoryLock::take(storage_dir)?);
     }
     let (lock, unwritten) = DirectoryLock::take_unwritten(storage_dir)?;
@@ -174,6 +179,12 @@ fn take_lock(storage_dir: &Path, may_be_full: bool) -> Result<DirectoryLock, Fai
         tracing::warn!(%error, "the storage directory cannot be written: starting without room");
     }
     Ok(lock)
+}
+
+/// Makes the directory if need be; what this process makes from here on is closed to other users.
+fn close_to_others(storage_dir: &Path) -> Result<(), DirectoryError> {
+    let closed = directory::prepare(storage_dir).and_then(|()| directory::close_umask(storage_dir));
+    closed.map_err(|source| DirectoryError::Io { path: storage_dir.to_path_buf(), source })
 }
 
 /// Says how many descriptors there are, and for what.
@@ -201,19 +212,6 @@ pub const fn shares(sessions: usize, handshakes: usize) -> Shares {
     Shares { api: http::CONNECTIONS_MAX, metrics: http::CONNECTIONS_MAX, sessions, handshakes }
 }
 
-/// Where the library keeps its partitions.
-pub fn data_dir(storage_dir: &Path) -> PathBuf {
-    storage_dir.join("data")
-}
-
-/// Whether there are partitions.
-pub fn has_data(storage_dir: &Path) -> bool {
-    let is_partition = |entry: std::io::Result<std::fs::DirEntry>| {
-        entry.is_ok_and(|entry| !entry.file_name().as_encoded_bytes().starts_with(b"."))
-    };
-    std::fs::read_dir(data_dir(storage_dir)).is_ok_and(|mut entries| entries.any(is_partition))
-}
-
 /// A key is gone that the data beside it were made with.
 pub fn missing_key(path: &Path, consequence: &str) -> Failure {
     let path = path.display();
@@ -236,7 +234,7 @@ where
 {
     let threads = std::thread::available_parallelism().map_or(2, |threads| threads.get().max(2));
     let config = RuntimeConfig::default()
-        .with_storage_directory(data_dir(storage_dir))
+        .with_storage_directory(directory::data_dir(storage_dir))
         .with_worker_threads(threads)
         .with_read_write_timeout(NETWORK_TIMEOUT);
     let run = || commonware_runtime::Runner::start(Runner::new(config), work);
@@ -253,12 +251,13 @@ where
     F: FnOnce(Context) -> Fut,
     Fut: Future<Output = Result<T, Failure>>,
 {
-    if !data_dir(storage_dir).is_dir() {
+    if !directory::data_dir(storage_dir).is_dir() {
         let text = format!("{} is no storage directory of a daemon", storage_dir.display());
         return Err(Failure::new(exit::DATA, text));
     }
+    close_to_others(storage_dir)?;
     let _lock = DirectoryLock::take(storage_dir)?;
-    let guard = directory::guard(storage_dir, &data_dir(storage_dir))?;
+    let guard = directory::guard(storage_dir, &directory::data_dir(storage_dir))?;
     descriptors::raise_limit();
     let mut made = None;
     let result = &mut made;

@@ -64,7 +64,7 @@ pub enum Error {
 impl Error {
     /// Whether there was no room to write it.
     pub fn is_full(&self) -> bool {
-        matches!(self, Self::Io { source, .. } if crate::lifecycle::is_full(source))
+        matches!(self, Self::Io { source, .. } if crate::directory::is_full(source))
     }
 }
 

@@ -38,34 +38,51 @@
 
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
+#[cfg(feature = "daemon")]
 pub mod admin;
+#[cfg(feature = "daemon")]
 pub mod api;
 pub mod client;
+#[cfg(feature = "daemon")]
 pub mod config;
+#[cfg(feature = "daemon")]
 pub mod control;
+#[cfg(feature = "daemon")]
 pub mod ctl;
+#[cfg(feature = "daemon")]
 pub mod daemon;
+#[cfg(feature = "daemon")]
 pub mod descriptors;
 pub mod directory;
 pub mod documents;
+#[cfg(feature = "daemon")]
 pub mod exit;
+#[cfg(feature = "daemon")]
 pub mod http;
 pub mod keys;
+#[cfg(feature = "daemon")]
 pub mod lifecycle;
 pub mod link;
 pub mod reads;
+mod replica;
 pub mod replicate;
+#[cfg(feature = "daemon")]
 pub mod serve;
+#[cfg(feature = "daemon")]
 pub mod server;
+#[cfg(feature = "daemon")]
 pub mod stdio;
+#[cfg(feature = "daemon")]
 pub mod supervisor;
 pub mod telemetry;
 
+pub use replica::{Builder, Ended, OpenError, Read, Replica, Server, States};
 pub use syncd_proto::{checkpoint, wire};
 pub use syncd_store::{
     checkpoints, commit_log, damage, database, ledger, rotations, runtime, storage_record, watch,
 };
 pub use syncd_verify as verify;
+pub use verify::Trust;
 
 /// Version of the product.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -268,7 +268,7 @@ fn directories_are_exclusive_and_keep_their_kind() {
     check(&case("syncd-client", &other, 65, &["pinned to database", &wrong]), directory.path());
     let other = [&same[..], &["--db", "immutable"]].concat();
     check(
-        &case("syncd-client", &other, 65, &["family 'any'", "--db says 'immutable'"]),
+        &case("syncd-client", &other, 65, &["family 'any'", "'immutable' is configured"]),
         directory.path(),
     );
 }

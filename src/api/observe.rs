@@ -1,7 +1,7 @@
 //! What every HTTP request leaves behind: a count, a duration, a span.
 
 use super::export::End;
-use crate::{serve::DURATION_BUCKETS, telemetry::context::TracedHistogram};
+use crate::telemetry::context::{DURATION_BUCKETS, TracedHistogram};
 use axum::{
     extract::{MatchedPath, Request, State},
     http::Method,

@@ -1,25 +1,16 @@
 //! A replica's storage is given to another database, by an operator's act.
 
-use super::{core::Error, pin, run::failure};
+use super::{core::Error, pin};
 use crate::{
     checkpoint::LAYOUT_VERSION,
     checkpoints::CheckpointStore,
-    daemon::{self, Failure},
     database::{Generations, types::DatabaseId},
     rotations::RotationStore,
     runtime::Runtime,
 };
-use std::path::Path;
 
-/// Pins the storage of a stopped client to `database` and removes the replica of the one before;
-/// evidence and keys stay. Gives the identity that was pinned before. Safe to run again.
-pub fn adopt_database(storage_dir: &Path, database: DatabaseId) -> Result<DatabaseId, Failure> {
-    daemon::with_storage(storage_dir, |context| async move {
-        adopt(&context, database).await.map_err(failure)
-    })
-}
-
-/// Pins the storage of `context` to `database`, as [`adopt_database`] does.
+/// Pins the storage of `context` to `database`, and removes the replica of the one before; evidence and keys
+/// stay. Gives the identity that was pinned before. Safe to run again.
 ///
 /// # Errors
 ///

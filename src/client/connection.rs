@@ -3,7 +3,7 @@
 use super::{
     judge::Unacceptable,
     phase::{Fatal, Phase, RefusalReason, StallReason},
-    replica::Replica,
+    state::ReplicaState,
 };
 use crate::watch;
 use crate::{
@@ -70,7 +70,7 @@ pub struct Connection<E: Runtime> {
     /// The pinned database.
     pub database: DatabaseId,
     /// What it connects for.
-    pub replica: Arc<Replica<E>>,
+    pub replica: Arc<ReplicaState<E>>,
     /// Sessions, for the loop.
     pub sessions: watch::Sender<Option<Arc<Session<E>>>>,
     /// Their connections, for a running state sync.

@@ -8,7 +8,7 @@ use super::{
     metrics::{DirectionLabel, Metrics},
     phase::{Fatal, Phase, StallReason},
     pin,
-    replica::Replica,
+    state::ReplicaState,
     sync_loop::{Config as LoopConfig, StorageFailure, SyncLoop},
 };
 use crate::watch;
@@ -68,7 +68,7 @@ pub enum Error {
     Missing(String),
     /// The storage is pinned to another database.
     #[error(
-        "this storage directory is pinned to database {pinned}, but --database says {configured}; a changed identity is adopted only by hand: 'syncctl adopt-database'"
+        "this storage directory is pinned to database {pinned}, but {configured} is configured; a changed identity is adopted only by hand: 'syncctl adopt-database'"
     )]
     Pinned {
         /// The pinned one.
@@ -80,7 +80,7 @@ pub enum Error {
     #[error("the storage directory holds no replica")]
     NotPinned,
     /// The storage is of another family.
-    #[error("the storage holds a replica of family '{found}', but --db says '{configured}'")]
+    #[error("the storage holds a replica of family '{found}', but '{configured}' is configured")]
     Family {
         /// The family found.
         found: Family,
@@ -89,7 +89,7 @@ pub enum Error {
     },
     /// The stored state is nobody's who is trusted now.
     #[error(
-        "the stored state, commit {sequence}, does not count under the configuration: {refusal}; add the key to --trusted-key if it is the publisher's, or give the replica another --storage-dir"
+        "the stored state, commit {sequence}, does not count under the configuration: {refusal}; trust the key if it is the publisher's, or give the replica another directory"
     )]
     Untrusted {
         /// Its sequence.
@@ -140,7 +140,7 @@ impl Error {
 /// A client at work.
 pub struct Core<E: Runtime> {
     /// Shared state.
-    pub replica: Arc<Replica<E>>,
+    pub replica: Arc<ReplicaState<E>>,
     /// Ends with the loop.
     pub looping: commonware_runtime::Handle<Result<(), StorageFailure>>,
     /// Ends with the first failure of the upkeep.
@@ -204,7 +204,7 @@ pub async fn start<E: Runtime>(context: E, registry: &E, setup: Setup) -> Result
         ledger.resign(newest);
     }
     let server = format!("{}:{}", connector.host, connector.port);
-    let replica = Arc::new(Replica::new(
+    let replica = Arc::new(ReplicaState::new(
         ledger,
         history,
         known,
@@ -249,7 +249,7 @@ pub async fn start<E: Runtime>(context: E, registry: &E, setup: Setup) -> Result
     Ok(Core { replica, looping, upkeep, fatal, stop, tasks })
 }
 
-async fn measure<E: Runtime>(context: E, replica: Arc<Replica<E>>) {
+async fn measure<E: Runtime>(context: E, replica: Arc<ReplicaState<E>>) {
     let mut clock = StepWatch::new(context.moment());
     loop {
         if let Some(step) = clock.look(context.moment()) {
@@ -270,7 +270,7 @@ async fn measure<E: Runtime>(context: E, replica: Arc<Replica<E>>) {
 /// Looks after log and database until the storage is damaged or gone. What the disk cannot do now is tried again.
 async fn maintain<E: Runtime>(
     context: E,
-    replica: Arc<Replica<E>>,
+    replica: Arc<ReplicaState<E>>,
     history: ledger::History,
 ) -> ledger::Error {
     loop {
@@ -370,7 +370,41 @@ async fn open_replica<E: Runtime>(
     }
 }
 
+/// Why a client ends by itself.
+#[derive(Debug)]
+pub enum Ended {
+    /// What a server showed.
+    Fatal(Fatal),
+    /// Its storage.
+    Storage(Error),
+    /// A task ended that never does.
+    Unexpected(String),
+}
+
 impl<E: Runtime> Core<E> {
+    /// Waits until the client cannot go on. With `serves_on`, an equivocation of the publisher is no reason: the last
+    /// verified state is served on.
+    pub async fn ended(&mut self, serves_on: bool) -> Ended {
+        loop {
+            tokio::select! {
+                Some(fatal) = self.fatal.recv() => {
+                    if !(serves_on && matches!(fatal, Fatal::Equivocation(_))) {
+                        return Ended::Fatal(fatal);
+                    }
+                }
+                result = &mut self.looping => return match result {
+                    Ok(Ok(())) => Ended::Unexpected("the loop ended by itself".into()),
+                    Ok(Err(error)) => Ended::Storage(error.into()),
+                    Err(error) => Ended::Unexpected(format!("the loop ended: {error}")),
+                },
+                error = &mut self.upkeep => return match error {
+                    Ok(error) => Ended::Storage(error.into()),
+                    Err(error) => Ended::Unexpected(format!("the upkeep ended: {error}")),
+                },
+            }
+        }
+    }
+
     /// Ends in order: the loop stops between two commits and syncs the storage.
     pub async fn drain(self) -> Result<(), Error> {
         self.stop.send_replace(true);

@@ -4,7 +4,7 @@
 //! for before anything is written: without it nothing is begun, and reads go on. What fails all the same, because the
 //! file system did not tell, is opened again at the newest durable record, with pauses.
 
-use super::replica::Replica;
+use super::state::ReplicaState;
 use crate::{
     database::{self, Place},
     ledger::{self, Ledger},
@@ -67,7 +67,7 @@ pub const UNREADABLE_MAX: Duration = Duration::from_secs(30);
 const ROOM_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Ends when there is no more room, with the reason.
-pub async fn out_of_room<E: Runtime>(context: E, replica: Arc<Replica<E>>) -> String {
+pub async fn out_of_room<E: Runtime>(context: E, replica: Arc<ReplicaState<E>>) -> String {
     loop {
         context.sleep(ROOM_INTERVAL).await;
         if let Err(reason) = replica.disk.check(COMMIT_ROOM) {
@@ -107,7 +107,7 @@ pub async fn remove_probe<E: Runtime>(context: &E) -> Result<(), database::Error
     Ok(storage_record::remove_partition(context, PROBE).await?)
 }
 
-impl<E: Runtime> Replica<E> {
+impl<E: Runtime> ReplicaState<E> {
     /// Opens the ledger again that failed, at its newest durable record. While it can still be read, only once there is
     /// room: until then it is served on.
     ///

@@ -3,7 +3,7 @@
 //! It is verified, compared with everything that is known, and, if it is later, proved to extend
 //! that. Whatever contradicts the replica's history becomes evidence.
 
-use super::{known::LearnError, replica::Replica};
+use super::{known::LearnError, state::ReplicaState};
 use crate::{
     checkpoint::{Admission, Refusal, SignedCheckpoint, compare},
     database::Fetch,
@@ -53,7 +53,7 @@ impl From<LearnError> for Unacceptable {
     }
 }
 
-impl<E: Runtime> Replica<E> {
+impl<E: Runtime> ReplicaState<E> {
     /// Judges a checkpoint that the server behind `link` shows.
     pub async fn judge(
         &self,

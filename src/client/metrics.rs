@@ -2,8 +2,11 @@
 
 use super::phase::Phase;
 use crate::{
-    checkpoint::Refusal, link::LinkError, runtime::Step, serve::DURATION_BUCKETS,
-    telemetry::context::TracedHistogram, wire::Code,
+    checkpoint::Refusal,
+    link::LinkError,
+    runtime::Step,
+    telemetry::context::{DURATION_BUCKETS, TracedHistogram},
+    wire::Code,
 };
 use commonware_runtime::{Metrics as Registry, telemetry::metrics::Registered};
 use prometheus_client::{

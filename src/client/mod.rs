@@ -1,6 +1,7 @@
 //! The replica's daemon: connects, verifies, follows, answers reads.
 
 pub mod adopt;
+#[cfg(feature = "daemon")]
 pub mod backend;
 pub mod connection;
 pub mod core;
@@ -13,10 +14,12 @@ pub mod known;
 pub mod metrics;
 pub mod phase;
 pub mod pin;
+pub mod reader;
 mod rebuild;
-pub mod replica;
+#[cfg(feature = "daemon")]
 mod run;
+pub mod state;
 pub mod sync_loop;
 
-pub use adopt::adopt_database;
-pub use run::main;
+#[cfg(feature = "daemon")]
+pub use run::{adopt_database, main};

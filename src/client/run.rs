@@ -1,10 +1,10 @@
 //! The client's process: configuration → ports → storage → work → drain.
 
 use super::{
+    adopt,
     backend::ClientBackend,
-    core::{self, Core, Error, Setup},
-    phase::Fatal,
-    replica::Replica,
+    core::{self, Core, Ended, Error, Setup},
+    state::ReplicaState,
     sync_loop::{Config as LoopConfig, Pace},
 };
 use crate::watch;
@@ -17,6 +17,7 @@ use crate::{
     },
     control::{self, Report},
     daemon::{self, Failure, Ground},
+    database::types::DatabaseId,
     directory,
     documents::Endpoints,
     exit, http, keys,
@@ -55,6 +56,14 @@ fn try_main(arguments: Vec<OsString>) -> Result<(), Failure> {
     result
 }
 
+/// Pins the storage of a stopped client to `database` and removes the replica of the one before;
+/// evidence and keys stay. Gives the identity that was pinned before. Safe to run again.
+pub fn adopt_database(storage_dir: &Path, database: DatabaseId) -> Result<DatabaseId, Failure> {
+    daemon::with_storage(storage_dir, |context| async move {
+        adopt::adopt(&context, database).await.map_err(failure)
+    })
+}
+
 /// Takes keys, ports and the directory, and runs.
 fn start(mut config: Config, telemetry: &Telemetry) -> Result<(), Failure> {
     let (level, spans) = (telemetry.level.clone(), telemetry.spans.clone());
@@ -77,7 +86,7 @@ fn start(mut config: Config, telemetry: &Telemetry) -> Result<(), Failure> {
 
 /// The key in the storage directory; made, unless a replica is there already.
 fn load_identity(path: &Path, storage_dir: &Path) -> Result<PrivateKey, Failure> {
-    if !path.exists() && daemon::has_data(storage_dir) {
+    if !path.exists() && directory::has_data(storage_dir) {
         let consequence = "the server's --authorized-clients then needs its public half";
         return Err(daemon::missing_key(path, consequence));
     }
@@ -151,7 +160,7 @@ async fn wait_for_trust(config: &Config) -> Result<Trust, Failure> {
 }
 
 fn setup(config: &Config, trust: Trust, identity: PrivateKey, guard: StorageGuard) -> Setup {
-    let room = directory::room(&daemon::data_dir(&config.storage_dir));
+    let room = directory::room(&directory::data_dir(&config.storage_dir));
     Setup {
         connector: Connector {
             host: config.host.clone(),
@@ -267,7 +276,12 @@ async fn run(
 }
 
 /// Ready: a verified state, little lag, a fresh signature.
-fn set_ready(health: &Health, context: &Context, replica: &Arc<Replica<Context>>, config: &Config) {
+fn set_ready(
+    health: &Health,
+    context: &Context,
+    replica: &Arc<ReplicaState<Context>>,
+    config: &Config,
+) {
     let (clock, replica) = (context.child("ready"), replica.clone());
     let (lag_max, age_max) = (config.ready_max_lag, config.max_age);
     health.set_ready(Arc::new(move || {
@@ -290,28 +304,15 @@ async fn work(
     shutdown: &Shutdown,
     reload: impl Future<Output = ()>,
 ) -> Result<(), Failure> {
-    tokio::pin!(reload);
-    loop {
-        tokio::select! {
-            () = shutdown.wait() => return Ok(()),
-            () = &mut reload => return Ok(()),
-            Some(fatal) = core.fatal.recv() => {
-                let serves_on = matches!(fatal, Fatal::Equivocation(_))
-                    && config.on_equivocation == OnEquivocation::Serve;
-                if !serves_on {
-                    return Err(Failure::new(exit::DATA, fatal.to_string()));
-                }
-            }
-            result = &mut core.looping => return Err(match result {
-                Ok(Ok(())) => Failure::new(exit::INTERNAL, "the loop ended by itself"),
-                Ok(Err(error)) => failure(error.into()),
-                Err(error) => Failure::new(exit::INTERNAL, format!("the loop ended: {error}")),
-            }),
-            error = &mut core.upkeep => return Err(match error {
-                Ok(error) => failure(error.into()),
-                Err(error) => Failure::new(exit::INTERNAL, format!("the upkeep ended: {error}")),
-            }),
-        }
+    let serves_on = config.on_equivocation == OnEquivocation::Serve;
+    tokio::select! {
+        () = shutdown.wait() => Ok(()),
+        () = reload => Ok(()),
+        ended = core.ended(serves_on) => Err(match ended {
+            Ended::Fatal(fatal) => Failure::new(exit::DATA, fatal.to_string()),
+            Ended::Storage(error) => failure(error),
+            Ended::Unexpected(text) => Failure::new(exit::INTERNAL, text),
+        }),
     }
 }
 

@@ -6,7 +6,7 @@ use super::{
     judge::{Standing, Unacceptable},
     metrics::{IterationLabel, KindLabel},
     phase::{Fatal, Phase, RefusalReason, StallReason},
-    replica::Replica,
+    state::ReplicaState,
 };
 use crate::watch;
 use crate::{
@@ -36,6 +36,15 @@ pub struct Pace {
     pub sync_interval: Duration,
     /// How often a newer target is asked for while an iteration of poll catches up.
     pub target_update_interval: Duration,
+}
+
+impl Pace {
+    /// Commits are followed as they come.
+    pub const PUSH: Self = Self {
+        push: true,
+        sync_interval: Duration::from_secs(10),
+        target_update_interval: Duration::from_secs(1),
+    };
 }
 
 /// What the loop needs.
@@ -121,7 +130,7 @@ pub struct SyncLoop<E: Runtime> {
     /// Configuration.
     pub config: Config,
     /// Shared state.
-    pub replica: Arc<Replica<E>>,
+    pub replica: Arc<ReplicaState<E>>,
     /// Generations.
     pub generations: Generations<E>,
     /// Sessions from the connection task.

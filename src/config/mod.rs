@@ -6,8 +6,9 @@ pub mod server;
 use crate::{
     database::types::{Family, Mode},
     exit, stdio,
+    telemetry::logs::LogFormat,
 };
-use clap::{Args, Parser, ValueEnum};
+use clap::{Args, Parser};
 use std::{ffi::OsString, fmt, io::Write as _, net::IpAddr, path::PathBuf, time::Duration};
 
 /// A value that cannot be used: becomes one line on stderr and exit 64.
@@ -29,15 +30,6 @@ pub fn invalid(
     allowed: impl Into<String>,
 ) -> Invalid {
     Invalid { flag, value: value.to_string(), allowed: allowed.into() }
-}
-
-/// How log lines look.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
-    /// One JSON object a line.
-    Json,
-    /// For people.
-    Text,
 }
 
 /// Flags of both daemons.

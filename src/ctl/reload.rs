@@ -4,7 +4,7 @@ use super::{Failure, output::print_line};
 use crate::{
     config,
     control::{SOCKET, ask_reload},
-    exit, lifecycle,
+    directory, exit,
 };
 use clap::Args;
 use std::{
@@ -42,7 +42,7 @@ fn no_answer(args: &ReloadArgs, error: &io::Error) -> Failure {
     let directory = args.storage_dir.display();
     match error.kind() {
         ErrorKind::NotFound | ErrorKind::ConnectionRefused => {
-            match lifecycle::is_locked(&args.storage_dir) {
+            match directory::is_locked(&args.storage_dir) {
                 Ok(true) => Failure::new(
                     exit::TEMPORARY,
                     format!(

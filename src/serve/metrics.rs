@@ -1,7 +1,10 @@
 //! What a serving process measures of its peers.
 
 use crate::{
-    telemetry::{context::TracedHistogram, storage::StorageErrors},
+    telemetry::{
+        context::{DURATION_BUCKETS, TracedHistogram},
+        storage::StorageErrors,
+    },
     wire::Code,
 };
 use commonware_runtime::{Metrics as Registry, telemetry::metrics::Registered};
@@ -9,11 +12,6 @@ use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family, gauge::Gauge},
 };
-
-/// Buckets that resolve 1 ms to 100 s.
-pub const DURATION_BUCKETS: [f64; 16] = [
-    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0,
-];
 
 /// Reasons to turn a peer away that are no refusal of the protocol.
 const REASONS: [&str; 7] = [

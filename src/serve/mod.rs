@@ -15,7 +15,7 @@ mod session;
 mod streams;
 
 pub use listener::{Handle, spawn};
-pub use metrics::{DURATION_BUCKETS, Metrics};
+pub use metrics::Metrics;
 
 use crate::watch;
 use crate::{

@@ -11,6 +11,7 @@ use crate::{
     control::{self, Report},
     daemon::{self, Failure, Ground},
     descriptors::Shares,
+    directory,
     documents::Endpoints,
     exit, http, keys,
     lifecycle::Health,
@@ -46,7 +47,7 @@ fn start(mut config: Config, telemetry: &Telemetry) -> Result<(), Failure> {
     let Shares { sessions, handshakes, .. } = ground.descriptors.shares;
     config.limits.lower(sessions, handshakes);
     config.history.log.segments = ground.descriptors.log_segments;
-    let key = if daemon::has_data(&config.storage_dir) { load_existing_key } else { load_key };
+    let key = if directory::has_data(&config.storage_dir) { load_existing_key } else { load_key };
     let identity = key(config.identity_key.as_deref(), &config.storage_dir, "identity.key")?;
     let publisher = key(config.publisher_key.as_deref(), &config.storage_dir, "publisher.key")?;
     tracing::info!(version = crate::VERSION, config = ?config, "starting");

@@ -3,17 +3,21 @@
 //! A context that a peer sent names its trace and nothing else: it decides nothing, and is used only
 //! as the parent or link of spans of ours.
 
-use opentelemetry::{
-    Context, SpanId, TraceFlags, TraceId,
-    trace::{SpanContext, TraceContextExt as _, TraceState},
-};
+use super::spans;
 use prometheus_client::{
     encoding::{EncodeLabelSet, EncodeMetric, MetricEncoder},
     metrics::{MetricType, TypedMetric, exemplar::HistogramWithExemplars},
 };
 pub use syncd_proto::trace::TraceContext;
 use tracing::Span;
-use tracing_opentelemetry::OpenTelemetrySpanExt as _;
+
+/// The flag of a trace that is recorded (W3C).
+const SAMPLED: u8 = 1;
+
+/// Buckets that resolve 1 ms to 100 s.
+pub const DURATION_BUCKETS: [f64; 16] = [
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0,
+];
 
 /// What a [`TraceContext`] has to do with the spans of this process.
 pub trait TraceContextExt: Sized {
@@ -32,47 +36,20 @@ pub trait TraceContextExt: Sized {
 
 impl TraceContextExt for TraceContext {
     fn current() -> Option<Self> {
-        of(&Context::current())
+        spans::current()
     }
 
     fn of_span(span: &Span) -> Option<Self> {
-        if span.is_disabled() { None } else { of(&span.context()) }
+        spans::of_span(span)
     }
 
     fn adopt(self, span: &Span) {
-        let remote = remote(self);
-        if remote.is_valid() && !span.is_disabled() {
-            // Fails only for a span that has begun, whose trace stays as it is.
-            let _ = span.set_parent(Context::new().with_remote_span_context(remote));
-        }
+        spans::adopt(self, span);
     }
 
     fn link(self, span: &Span) {
-        let remote = remote(self);
-        if remote.is_valid() && !span.is_disabled() {
-            span.add_link(remote);
-        }
+        spans::link(self, span);
     }
-}
-
-fn of(context: &Context) -> Option<TraceContext> {
-    let span = context.span();
-    let span = span.span_context();
-    span.is_valid().then(|| TraceContext {
-        trace: span.trace_id().to_bytes(),
-        span: span.span_id().to_bytes(),
-        flags: span.trace_flags().to_u8(),
-    })
-}
-
-fn remote(context: TraceContext) -> SpanContext {
-    SpanContext::new(
-        TraceId::from_bytes(context.trace),
-        SpanId::from_bytes(context.span),
-        TraceFlags::new(context.flags) & TraceFlags::SAMPLED,
-        true,
-        TraceState::default(),
-    )
 }
 
 /// Label of an exemplar.
@@ -84,11 +61,8 @@ pub struct TraceLabel {
 impl TraceLabel {
     /// The trace that an observation made now belongs to, if it is recorded.
     pub fn current() -> Option<Self> {
-        let context = Context::current();
-        let span = context.span();
-        let span = span.span_context();
-        (span.is_valid() && span.is_sampled())
-            .then(|| Self { trace_id: span.trace_id().to_string() })
+        let context = spans::current().filter(|context| context.flags & SAMPLED != 0)?;
+        Some(Self { trace_id: hex::encode(context.trace) })
     }
 }
 
@@ -134,8 +108,6 @@ mod tests {
         let bytes = context.encode();
         assert_eq!(bytes.len(), TraceContext::SIZE);
         assert_eq!(TraceContext::decode(bytes).unwrap(), context);
-        let at = Context::new().with_remote_span_context(remote(context));
-        assert_eq!(of(&at), Some(context));
     }
 
     #[test]
@@ -143,7 +115,6 @@ mod tests {
         assert_eq!(TraceContext::current(), None);
         assert!(TraceLabel::current().is_none());
         let nonsense = TraceContext { trace: [0; 16], span: [0; 8], flags: 0xff };
-        assert!(!remote(nonsense).is_valid());
         nonsense.adopt(&Span::none());
         nonsense.link(&Span::none());
     }

@@ -1,7 +1,8 @@
 //! The log: one JSON object a line on stderr, or text for people.
 
 use super::json::Json;
-use crate::{config::LogFormat, stdio::queue};
+use crate::stdio::queue;
+use clap::ValueEnum;
 use std::io::IsTerminal as _;
 use tracing_subscriber::{
     EnvFilter, Layer, Registry,
@@ -13,6 +14,15 @@ use tracing_subscriber::{
 /// Libraries whose own words about the export of traces would repeat [`super::traces`]' one warning.
 const EXPORTERS_OFF: &str = "opentelemetry=off,opentelemetry_sdk=off,opentelemetry-otlp=off,\
                              opentelemetry-http=off,tonic=off,h2=off,reqwest=off,hyper_util=off,tower=off";
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// For people.
+    Text,
+}
 
 /// Changes the level while the program runs.
 #[derive(Clone)]

@@ -15,7 +15,7 @@ use std::{
 };
 use syncd::{
     api::WriteRequest,
-    client::{self, replica::Replica},
+    client::{self, state::ReplicaState},
     database::{
         Kind,
         types::{DatabaseId, Digest, Family, HashKind, Mode},
@@ -55,7 +55,11 @@ async fn spawn_server(context: Context, case: Case, port: u16) -> Server {
     Server { process, ledger, publisher, database }
 }
 
-async fn spawn_client(context: Context, case: Case, database: DatabaseId) -> Arc<Replica<Context>> {
+async fn spawn_client(
+    context: Context,
+    case: Case,
+    database: DatabaseId,
+) -> Arc<ReplicaState<Context>> {
     let (tell, told) = tokio::sync::oneshot::channel();
     context.spawn(move |context| async move {
         let mut setup = client_setup(case, database);
@@ -87,7 +91,7 @@ async fn within(context: &Context, seconds: u64, what: &str, mut is_so: impl FnM
     panic!("not within {seconds} s: {what}");
 }
 
-fn follows(ledger: &Ledger<Context>, replica: &Replica<Context>) -> bool {
+fn follows(ledger: &Ledger<Context>, replica: &ReplicaState<Context>) -> bool {
     let wanted = ledger.head().checkpoint;
     replica.head().is_some_and(|head| head.checkpoint.same_state(&wanted))
 }

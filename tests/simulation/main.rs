@@ -350,7 +350,7 @@ struct Process<T> {
 }
 
 type ServerParts = (Arc<Ledger<Context>>, server::publisher::Handle, DatabaseId);
-type ClientParts = Arc<client::replica::Replica<deterministic::Context>>;
+type ClientParts = Arc<client::state::ReplicaState<deterministic::Context>>;
 
 /// The simulated network never gives a port back, so each life of a server has its own.
 async fn spawn_server(

@@ -5,13 +5,15 @@
 //! an empty one. So [`Records`] writes each change twice, restores equality when it is opened, and tells apart three
 //! states that the library does not: never written, written and empty, and damaged.
 //!
+//! A crash tears no write within a page. The first write of more than a page is preceded by one of no values.
+//!
 //! **Invariants.** After [`Records::update`] both copies hold the new values. Opening creates nothing. One damaged copy
 //! loses nothing; two are [`Error::Damaged`], never "nothing here".
 
 use crate::{damage, runtime::Runtime};
 use commonware_codec::{Codec, FixedSize as _};
 use commonware_cryptography::{Crc32, crc32};
-use commonware_runtime::{Blob as _, Error as RuntimeError, ReadOptions};
+use commonware_runtime::{BLOB_PAGE_SIZE, Blob as _, Error as RuntimeError, ReadOptions};
 use commonware_storage::metadata::{self, Config, Metadata};
 use commonware_utils::{Span, sequence::U64};
 use std::collections::BTreeMap;
@@ -20,6 +22,11 @@ use std::collections::BTreeMap;
 const COPIES: [&[u8]; 2] = [b"left", b"right"];
 /// Bytes of a copy before its values: the version.
 const VERSION_BYTES: usize = 8;
+
+/// Most bytes of keys and values that a first write takes in one piece: less than a page of a blob.
+const FIRST_BYTES_MAX: usize = BLOB_PAGE_SIZE as usize / 2;
+/// The most that a key takes.
+const KEY_BYTES: usize = 16;
 
 /// Why a record cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -145,16 +152,28 @@ impl<E: Runtime, K: Span, V: Codec<Cfg = ()> + Clone> Records<E, K, V> {
         }
         let mut next = self.values.clone();
         change(&mut next);
+        let bytes: usize = next.values().map(|value| KEY_BYTES + value.encode_size()).sum();
+        if !self.is_written && bytes > FIRST_BYTES_MAX {
+            // A crash may tear a write of several pages. Without another copy, that would look like damage to what was
+            // written before.
+            self.write(&BTreeMap::new()).await?;
+        }
+        self.write(&next).await?;
+        self.values = next;
+        Ok(())
+    }
+
+    /// Writes both copies.
+    async fn write(&mut self, values: &BTreeMap<K, V>) -> Result<(), Error> {
         let mut metadata = self.library().await?;
         // Cleared first, so that both copies are written as a whole whatever they hold.
         metadata.clear();
-        for (key, value) in &next {
+        for (key, value) in values {
             metadata.put(key.clone(), value.clone());
         }
         for _ in COPIES {
             metadata = metadata.sync().await.map_err(|error| self.failed(&error))?;
         }
-        self.values = next;
         self.is_written = true;
         Ok(())
     }

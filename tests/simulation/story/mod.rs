@@ -31,7 +31,7 @@ use std::{
     time::{Duration, UNIX_EPOCH},
 };
 use syncd::{
-    client::{self, replica::Replica},
+    client::{self, state::ReplicaState},
     commit_log::Retention,
     database::{
         Kind,
@@ -70,7 +70,7 @@ struct Process<T> {
 }
 
 type Server = (Arc<Ledger<Machine>>, server::publisher::Handle, DatabaseId);
-type Client = Arc<Replica<Machine>>;
+type Client = Arc<ReplicaState<Machine>>;
 type Publisher = (Arc<Life>, server::publisher::Handle);
 
 /// Why a process did not start.

@@ -1,5 +1,9 @@
 //! The storage directory as the file system sees it: who may look into it, and whether it is still where it was.
 
+mod lock;
+
+pub use lock::{DirectoryError, DirectoryLock, is_full, is_locked};
+
 use crate::runtime::{Guard, StorageGuard, StorageRoom};
 use rustix::fs::{Mode, StatVfsMountFlags};
 use std::{
@@ -22,7 +26,7 @@ const PUBLIC_MODE: u32 = 0o755;
 const SET_GROUP: u32 = 0o2000;
 
 /// Makes the directory if need be, and closes everything in it but `public/` to other users, whatever the umask and
-/// whatever was there before. Modes are only tightened. What this process makes from here on is closed as well.
+/// whatever was there before. Modes are only tightened.
 ///
 /// A directory with the set-group-ID bit is a volume that was given to a group on purpose: there the group keeps what it
 /// has.
@@ -34,7 +38,6 @@ pub fn prepare(path: &Path) -> io::Result<()> {
     let metadata = fs::metadata(path)?;
     let is_shared = metadata.mode() & SET_GROUP != 0;
     let closed = if is_shared { 0o007 } else { 0o077 };
-    rustix::process::umask(Mode::from_raw_mode(closed));
     tighten(path, &metadata, if is_shared { 0o006 } else { 0o066 })?;
     for entry in fs::read_dir(path)? {
         let entry = entry?;
@@ -54,6 +57,15 @@ pub fn prepare(path: &Path) -> io::Result<()> {
         let is_roots = metadata.uid() == 0 && metadata.is_file() && !is_ours(&metadata);
         tighten(&entry.path(), &metadata, if is_roots { 0o037 & closed } else { closed })?;
     }
+    Ok(())
+}
+
+/// Lets this process make files that are closed to other users, as those in `path` are: for a process that does nothing
+/// else.
+pub fn close_umask(path: &Path) -> io::Result<()> {
+    let is_shared = fs::metadata(path)?.mode() & SET_GROUP != 0;
+    let closed = if is_shared { 0o007 } else { 0o077 };
+    rustix::process::umask(Mode::from_raw_mode(closed));
     Ok(())
 }
 
@@ -95,6 +107,19 @@ fn tighten(path: &Path, metadata: &Metadata, forbidden: u32) -> io::Result<()> {
         }
         Err(error) => Err(error),
     }
+}
+
+/// Where the library keeps its partitions.
+pub fn data_dir(storage_dir: &Path) -> PathBuf {
+    storage_dir.join("data")
+}
+
+/// Whether there are partitions.
+pub fn has_data(storage_dir: &Path) -> bool {
+    let is_partition = |entry: io::Result<fs::DirEntry>| {
+        entry.is_ok_and(|entry| !entry.file_name().as_encoded_bytes().starts_with(b"."))
+    };
+    fs::read_dir(data_dir(storage_dir)).is_ok_and(|mut entries| entries.any(is_partition))
 }
 
 /// Makes the directory that everybody may read.

@@ -31,7 +31,7 @@ struct Standing {
 }
 
 /// Shared by the loop, the API and the metrics.
-pub struct Replica<E: Runtime> {
+pub struct ReplicaState<E: Runtime> {
     /// The state served; swapped as a whole when a generation is adopted.
     pub ledger: ArcSwapOption<Ledger<E>>,
     /// The log of a replica whose database cannot be opened, until another one is built: what it
@@ -65,7 +65,7 @@ pub struct Replica<E: Runtime> {
     standing: Mutex<Standing>,
 }
 
-impl<E: Runtime> Replica<E> {
+impl<E: Runtime> ReplicaState<E> {
     /// A replica that begins with `ledger`.
     #[allow(clippy::too_many_arguments, reason = "called once, by the start of the client")]
     pub fn new(
