@@ -6,6 +6,7 @@ use std::{fmt, net::SocketAddr};
 
 /// Which daemon it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "daemon", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
     /// `syncd-server`.
@@ -24,8 +25,9 @@ impl fmt::Display for Role {
     }
 }
 
-/// The fields of `GET /v1/status`. `None` is left out of the JSON.
+/// What a daemon holds. A member that is not known yet is left out.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "daemon", derive(utoipa::ToSchema))]
 pub struct Status {
     /// Which daemon answers.
     pub role: Role,
@@ -33,15 +35,19 @@ pub struct Status {
     pub version: String,
     /// Kind of database.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "daemon", schema(required = false, value_type = schema::Family))]
     pub family: Option<Family>,
     /// What is kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "daemon", schema(required = false, value_type = schema::Mode))]
     pub mode: Option<Mode>,
     /// Hash of the database.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "daemon", schema(required = false, value_type = schema::Hash))]
     pub hash: Option<HashKind>,
     /// Identity of the database.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "daemon", schema(required = false, value_type = schema::Digest))]
     pub database: Option<DatabaseId>,
     /// Number of operations.
     pub size: u64,
@@ -49,6 +55,7 @@ pub struct Status {
     pub floor: u64,
     /// Root of the state.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "daemon", schema(required = false, value_type = schema::Digest))]
     pub root: Option<Root>,
     /// Sequence of the newest commit held.
     pub sequence: u64,
@@ -58,11 +65,13 @@ pub struct Status {
     pub signed_at: u64,
     /// Fields that only a client has.
     #[serde(flatten)]
+    #[cfg_attr(feature = "daemon", schema(ignore))]
     pub client: Option<ClientStatus>,
 }
 
-/// The part of the status that only a client has.
+/// What a client adds to its status.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "daemon", derive(utoipa::ToSchema))]
 pub struct ClientStatus {
     /// `connecting`, `state_sync`, `following`, `polling`, `stalled` or `refusing`.
     pub state: String,
@@ -80,18 +89,22 @@ pub struct ClientStatus {
     pub operations_per_second: f64,
     /// Seconds until the running state sync ends, if one runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "daemon", schema(nullable = false))]
     pub eta_seconds: Option<f64>,
     /// The last thing that went wrong.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "daemon", schema(nullable = false))]
     pub last_error: Option<String>,
 }
 
-/// What a committed write led to. Only given once it is durable.
+/// The state after a write. It is on disk.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "daemon", derive(utoipa::ToSchema))]
 pub struct Receipt {
     /// Operations in the database after the commit.
     pub size: u64,
     /// Its root.
+    #[cfg_attr(feature = "daemon", schema(value_type = schema::Digest))]
     pub root: Root,
     /// Sequence of the commit.
     pub sequence: u64,
@@ -99,8 +112,9 @@ pub struct Receipt {
 
 /// An error, as RFC 9457 has it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "daemon", derive(utoipa::ToSchema))]
 pub struct ProblemDetails {
-    /// Always `about:blank`: the code below says which problem it is.
+    /// Always `about:blank`; `code` says which problem it is.
     pub r#type: String,
     /// The reason phrase of the status.
     pub title: String,
@@ -108,10 +122,11 @@ pub struct ProblemDetails {
     pub status: u16,
     /// Which problem it is, in a word that does not change.
     pub code: String,
-    /// In a sentence.
+    /// What happened, in a sentence.
     pub detail: String,
     /// The line of the body that it is about, from 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "daemon", schema(nullable = false, minimum = 1))]
     pub line: Option<usize>,
 }
 
@@ -125,4 +140,49 @@ pub struct Endpoints {
     pub api: SocketAddr,
     /// Metrics and health.
     pub metrics: SocketAddr,
+}
+
+/// How the database's types are written in JSON.
+#[cfg(feature = "daemon")]
+pub(crate) mod schema {
+    use crate::database::types;
+    use std::borrow::Cow;
+    use utoipa::{
+        PartialSchema, ToSchema,
+        openapi::{ObjectBuilder, RefOr, Schema, Type},
+    };
+
+    /// Declares the schema of a string that stands for a type of another crate.
+    macro_rules! string {
+        ($name:ident, $says:literal, $schema:expr) => {
+            pub(crate) struct $name;
+
+            impl PartialSchema for $name {
+                fn schema() -> RefOr<Schema> {
+                    let schema = ObjectBuilder::new().schema_type(Type::String);
+                    let restricted: fn(ObjectBuilder) -> ObjectBuilder = $schema;
+                    restricted(schema.description(Some($says))).into()
+                }
+            }
+
+            impl ToSchema for $name {
+                fn name() -> Cow<'static, str> {
+                    stringify!($name).into()
+                }
+            }
+        };
+    }
+
+    string!(Digest, "32 bytes in hexadecimal digits", |schema| {
+        schema.pattern(Some("^[0-9a-f]{64}$"))
+    });
+    string!(Family, "Kind of database", |schema| {
+        schema.enum_values(Some(types::Family::ALL.iter().map(|family| family.as_str())))
+    });
+    string!(Mode, "What a process keeps of a database", |schema| {
+        schema.enum_values(Some(types::Mode::ALL.iter().map(|mode| mode.as_str())))
+    });
+    string!(Hash, "Hash function of a database", |schema| {
+        schema.enum_values(Some(types::HashKind::ALL.iter().map(|hash| hash.as_str())))
+    });
 }

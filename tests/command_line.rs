@@ -329,6 +329,7 @@ fn bad_requests_are_named() {
         ("GET", key("absent") + "?min_size=many", vec![], vec![], 400, "malformed"),
         ("GET", key("absent") + "?proof=true", vec![], vec![], 422, "not_provable"),
         ("GET", "/v1/entries/1".into(), vec![], vec![], 422, "unsupported"),
+        ("GET", "/v1/entries/%ff".into(), vec![], vec![], 400, "malformed"),
         ("GET", "/v1/nonsense".into(), vec![], vec![], 404, "no_such_endpoint"),
         ("PATCH", key("a"), vec![], vec![], 405, "method_not_allowed"),
     ];
@@ -346,6 +347,15 @@ fn bad_requests_are_named() {
     let refused = send("PUT", &format!("{}/v1/keys/a", client.api), &[BYTES], b"1");
     assert_eq!((refused.status, refused.json()["code"].as_str()), (405, Some("read_only")));
     assert_eq!(refused.headers["allow"], "GET, HEAD");
+    // A path that has no reads: nothing is allowed.
+    let refused = send("POST", &format!("{}/v1/batch", client.api), &[NDJSON], b"");
+    assert_eq!((refused.status, refused.headers["allow"].as_str()), (405, ""));
+    let unknown = send("PUT", &format!("{}/v1/nonsense", client.api), &[BYTES], b"1");
+    assert_eq!(unknown.json()["code"], "no_such_endpoint");
+    // Absence is of a state, whatever was asked for.
+    let absent = get(&format!("{}/v1/operations/99999?proof=true", server.api));
+    assert_eq!((absent.status, absent.json()["code"].as_str()), (404, Some("not_found")));
+    assert_eq!(absent.headers["syncd-root"], server.root());
     assert_eq!(server.root(), before, "nothing was written");
     // Keys are bytes: slashes, dots and percent signs mean nothing.
     for (path, key) in [

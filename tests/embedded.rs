@@ -17,7 +17,7 @@ use syncd::{
     database::types::{Family, Mode},
     directory::DirectoryError,
     keys,
-    reads::{ReadError, Subject},
+    reads::{ReadError, Subject, Unsupported},
     verify::Expect,
 };
 
@@ -75,7 +75,7 @@ fn an_application_reads_its_own_writes_proves_and_comes_back() {
         proof.verify(&trust(&server), &Expect::default()).unwrap();
         assert!(matches!(
             opened.entries(0, 10, 1000).await,
-            Err(ReadError::Unsupported { code: "unsupported", .. })
+            Err(ReadError::Unsupported { why: Unsupported::Family, .. })
         ));
         let status = opened.status();
         assert_eq!(status.root, Some(read.checkpoint.checkpoint.root));

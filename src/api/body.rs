@@ -2,12 +2,12 @@
 
 use super::{
     drain::Drain,
-    problem::{Problem, busy},
+    problem::{Code, Problem, busy},
 };
 use crate::{database::types::VALUE_LENGTH_MAX, http::Patience};
 use axum::{
     body::{Body, Bytes},
-    http::{HeaderMap, StatusCode, header},
+    http::{HeaderMap, header},
 };
 use futures::StreamExt as _;
 use std::{sync::Arc, time::Duration};
@@ -134,7 +134,7 @@ async fn read_with(
 }
 
 fn slow(detail: String) -> Problem {
-    Problem::new(StatusCode::REQUEST_TIMEOUT, "timeout", detail)
+    Problem::new(Code::BodyTimeout, detail)
 }
 
 #[cfg(test)]

@@ -4,43 +4,16 @@
 //! were ignored, the answer would be to another question: a write that was meant for an absent key
 //! only would overwrite, a part of a value would become the value.
 
-use super::problem::Problem;
+use super::{
+    problem::{Code, Problem},
+    routes::{ROUTES, Route},
+};
 use axum::{
     extract::{MatchedPath, Query, Request},
-    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header},
     middleware::Next,
     response::{IntoResponse, Response},
 };
-
-/// What one route and method take.
-struct Route {
-    path: &'static str,
-    method: &'static str,
-    parameters: &'static [&'static str],
-}
-
-const fn route(
-    method: &'static str,
-    path: &'static str,
-    parameters: &'static [&'static str],
-) -> Route {
-    Route { path, method, parameters }
-}
-
-/// Every route of the API with its query parameters. `HEAD` is as `GET`.
-const ROUTES: &[Route] = &[
-    route("GET", "/v1/keys/{*key}", &["min_size", "timeout", "proof"]),
-    route("PUT", "/v1/keys/{*key}", &[]),
-    route("DELETE", "/v1/keys/{*key}", &[]),
-    route("POST", "/v1/batch", &[]),
-    route("POST", "/v1/append", &[]),
-    route("GET", "/v1/checkpoint", &[]),
-    route("GET", "/v1/status", &[]),
-    route("GET", "/v1/export", &[]),
-    route("GET", "/v1/entries", &["from", "limit"]),
-    route("GET", "/v1/entries/{location}", &["proof"]),
-    route("GET", "/v1/operations/{location}", &["proof"]),
-];
 
 /// Which requests a header is refused in.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -54,25 +27,16 @@ enum Where {
 struct Refused {
     name: &'static str,
     r#where: Where,
-    status: StatusCode,
-    code: &'static str,
+    code: Code,
     says: &'static str,
 }
 
-const fn refused(
-    name: &'static str,
-    r#where: Where,
-    status: StatusCode,
-    code: &'static str,
-    says: &'static str,
-) -> Refused {
-    Refused { name, r#where, status, code, says }
+const fn refused(name: &'static str, r#where: Where, code: Code, says: &'static str) -> Refused {
+    Refused { name, r#where, code, says }
 }
 
-const NOT_IMPLEMENTED: StatusCode = StatusCode::NOT_IMPLEMENTED;
-const BAD_REQUEST: StatusCode = StatusCode::BAD_REQUEST;
-const CONDITION: &str = "unsupported_condition";
-const HEADER: &str = "unsupported_header";
+const CONDITION: Code = Code::UnsupportedCondition;
+const HEADER: Code = Code::UnsupportedHeader;
 const CONDITIONAL_WRITE: &str = "writes cannot be conditional here";
 const CONDITIONAL_READ: &str = "answers have no validators that a condition could be compared with";
 const DIGEST: &str = "a body is not compared with a digest";
@@ -83,31 +47,25 @@ const METHOD: &str = "the method of a request is the one in its first line";
 /// Reads may carry `If-None-Match`, `If-Modified-Since`, `Range` and `If-Range`: those only ask for
 /// less than the whole answer, which RFC 9110 lets a server give (13.1.2, 13.1.3, 14.2).
 const HEADERS: &[Refused] = &[
-    refused("if-match", Where::Writes, NOT_IMPLEMENTED, CONDITION, CONDITIONAL_WRITE),
-    refused("if-none-match", Where::Writes, NOT_IMPLEMENTED, CONDITION, CONDITIONAL_WRITE),
-    refused("if-modified-since", Where::Writes, NOT_IMPLEMENTED, CONDITION, CONDITIONAL_WRITE),
-    refused("if-unmodified-since", Where::Writes, NOT_IMPLEMENTED, CONDITION, CONDITIONAL_WRITE),
-    refused("if-range", Where::Writes, NOT_IMPLEMENTED, CONDITION, CONDITIONAL_WRITE),
-    refused("if", Where::Writes, NOT_IMPLEMENTED, CONDITION, CONDITIONAL_WRITE),
-    refused("if-match", Where::Reads, NOT_IMPLEMENTED, CONDITION, CONDITIONAL_READ),
-    refused("if-unmodified-since", Where::Reads, NOT_IMPLEMENTED, CONDITION, CONDITIONAL_READ),
-    refused(
-        "content-range",
-        Where::All,
-        BAD_REQUEST,
-        "content_range",
-        "a value is sent as a whole",
-    ),
-    refused("range", Where::Writes, BAD_REQUEST, HEADER, "a value is written as a whole"),
-    refused("content-md5", Where::Writes, BAD_REQUEST, HEADER, DIGEST),
-    refused("content-digest", Where::Writes, BAD_REQUEST, HEADER, DIGEST),
-    refused("repr-digest", Where::Writes, BAD_REQUEST, HEADER, DIGEST),
-    refused("digest", Where::Writes, BAD_REQUEST, HEADER, DIGEST),
-    refused("trailer", Where::All, BAD_REQUEST, HEADER, "fields after a body are not read"),
-    refused("x-http-method-override", Where::All, BAD_REQUEST, HEADER, METHOD),
-    refused("x-http-method", Where::All, BAD_REQUEST, HEADER, METHOD),
-    refused("x-method-override", Where::All, BAD_REQUEST, HEADER, METHOD),
-    refused("idempotency-key", Where::Reads, BAD_REQUEST, HEADER, "only writes have one"),
+    refused("if-match", Where::Writes, CONDITION, CONDITIONAL_WRITE),
+    refused("if-none-match", Where::Writes, CONDITION, CONDITIONAL_WRITE),
+    refused("if-modified-since", Where::Writes, CONDITION, CONDITIONAL_WRITE),
+    refused("if-unmodified-since", Where::Writes, CONDITION, CONDITIONAL_WRITE),
+    refused("if-range", Where::Writes, CONDITION, CONDITIONAL_WRITE),
+    refused("if", Where::Writes, CONDITION, CONDITIONAL_WRITE),
+    refused("if-match", Where::Reads, CONDITION, CONDITIONAL_READ),
+    refused("if-unmodified-since", Where::Reads, CONDITION, CONDITIONAL_READ),
+    refused("content-range", Where::All, Code::ContentRange, "a value is sent as a whole"),
+    refused("range", Where::Writes, HEADER, "a value is written as a whole"),
+    refused("content-md5", Where::Writes, HEADER, DIGEST),
+    refused("content-digest", Where::Writes, HEADER, DIGEST),
+    refused("repr-digest", Where::Writes, HEADER, DIGEST),
+    refused("digest", Where::Writes, HEADER, DIGEST),
+    refused("trailer", Where::All, HEADER, "fields after a body are not read"),
+    refused("x-http-method-override", Where::All, HEADER, METHOD),
+    refused("x-http-method", Where::All, HEADER, METHOD),
+    refused("x-method-override", Where::All, HEADER, METHOD),
+    refused("idempotency-key", Where::Reads, HEADER, "only writes have one"),
 ];
 
 /// Headers that may come once: of two, one would be ignored.
@@ -147,24 +105,28 @@ fn examine(path: &str, method: &Method, uri: &Uri, headers: &HeaderMap) -> Resul
 fn check_parameters(route: &Route, uri: &Uri) -> Result<(), Problem> {
     let parameters = Query::<Vec<(String, String)>>::try_from_uri(uri)
         .map_err(|error| Problem::malformed(error.body_text()))?;
-    let bad = |code, detail: String| Err(Problem::new(BAD_REQUEST, code, detail));
+    let bad = |code, detail: String| Err(Problem::new(code, detail));
     let mut seen: Vec<&str> = Vec::new();
     for (name, _) in &parameters.0 {
-        let Some(known) = route.parameters.iter().find(|known| *known == name) else {
-            let allowed = match route.parameters {
+        let Some(known) = route.parameters().find(|known| known == name) else {
+            let allowed: Vec<&str> = route.parameters().collect();
+            let allowed = match &allowed[..] {
                 [] => "none is allowed here".to_string(),
                 known => format!("allowed are {}", known.join(", ")),
             };
-            return bad("unknown_parameter", format!("query parameter '{name}': {allowed}"));
+            return bad(Code::UnknownParameter, format!("query parameter '{name}': {allowed}"));
         };
-        if seen.contains(known) {
+        if seen.contains(&known) {
             let detail = format!("query parameter '{name}' is given twice");
-            return bad("duplicate_parameter", detail);
+            return bad(Code::DuplicateParameter, detail);
         }
         seen.push(known);
     }
     if seen.contains(&"timeout") && !seen.contains(&"min_size") {
-        return bad("unknown_parameter", "'timeout' means something with 'min_size' only".into());
+        return bad(
+            Code::UnknownParameter,
+            "'timeout' means something with 'min_size' only".into(),
+        );
     }
     Ok(())
 }
@@ -174,13 +136,13 @@ fn check_headers(is_read: bool, headers: &HeaderMap) -> Result<(), Problem> {
     for refused in HEADERS.iter().filter(|refused| refused.r#where != other) {
         if headers.contains_key(refused.name) {
             let detail = format!("header '{}': {}", refused.name, refused.says);
-            return Err(Problem::new(refused.status, refused.code, detail));
+            return Err(Problem::new(refused.code, detail));
         }
     }
     for name in ONCE {
         if headers.get_all(*name).iter().nth(1).is_some() {
             let detail = format!("header '{name}' is given twice");
-            return Err(Problem::new(BAD_REQUEST, "duplicate_header", detail));
+            return Err(Problem::new(Code::DuplicateHeader, detail));
         }
     }
     Ok(())
@@ -193,8 +155,7 @@ fn check_coding(headers: &HeaderMap) -> Result<(), Problem> {
         for coding in codings.filter(|coding| !coding.is_empty()) {
             if !coding.eq_ignore_ascii_case("identity") {
                 let detail = format!("content coding '{coding}'; only 'identity' is taken");
-                let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
-                return Err(Problem::new(status, "content_encoding", detail)
+                return Err(Problem::new(Code::ContentEncoding, detail)
                     .header(header::ACCEPT_ENCODING, HeaderValue::from_static("identity")));
             }
         }
@@ -208,7 +169,7 @@ fn check_transfer(headers: &HeaderMap) -> Result<(), Problem> {
         if !value.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked") {
             let coding = value.to_str().unwrap_or("(unreadable)");
             let detail = format!("transfer coding '{coding}'; only 'chunked' is taken");
-            return Err(Problem::new(NOT_IMPLEMENTED, "transfer_encoding", detail));
+            return Err(Problem::new(Code::TransferEncoding, detail));
         }
     }
     Ok(())
@@ -221,7 +182,7 @@ fn check_expectation(headers: &HeaderMap) -> Result<(), Problem> {
     }
     let expected = expected.to_str().unwrap_or("(unreadable)");
     let detail = format!("expectation '{expected}'; only '100-continue' is met");
-    Err(Problem::new(StatusCode::EXPECTATION_FAILED, "expectation", detail))
+    Err(Problem::new(Code::Expectation, detail))
 }
 
 /// A body where none is read would be ignored.
@@ -232,7 +193,7 @@ fn check_body(method: &Method, headers: &HeaderMap) -> Result<(), Problem> {
     let has = |name: HeaderName| headers.get(name).is_some_and(|value| value.as_bytes() != b"0");
     if has(header::CONTENT_LENGTH) || headers.contains_key(header::TRANSFER_ENCODING) {
         let detail = format!("a {method} here has no body");
-        return Err(Problem::new(BAD_REQUEST, "unexpected_body", detail));
+        return Err(Problem::new(Code::UnexpectedBody, detail));
     }
     Ok(())
 }
@@ -250,11 +211,8 @@ mod tests {
         }
         let uri = format!("/somewhere{query}").parse().unwrap();
         let method = route.method.parse().unwrap();
-        examine(route.path, &method, &uri, &map).err().map_or_else(String::new, |problem| {
-            // What a client is told.
-            let text = format!("{problem:?}");
-            text.split("code: \"").nth(1).unwrap().split('"').next().unwrap().to_string()
-        })
+        let refused = examine(route.path, &method, &uri, &map).err();
+        refused.map_or_else(String::new, |problem| problem.code().as_str().into())
     }
 
     #[test]
@@ -266,7 +224,7 @@ mod tests {
             for parameter in ["min-size=1", "prof=true", "Proof=true", "x", "fr%6Fm2=1"] {
                 assert_eq!(code(route, &format!("?{parameter}"), &[]), "unknown_parameter", "{at}");
             }
-            for parameter in route.parameters.iter().filter(|name| **name != "timeout") {
+            for parameter in route.parameters().filter(|name| *name != "timeout") {
                 assert_eq!(code(route, &format!("?{parameter}=1"), &[]), "", "{at}");
                 let twice = format!("?{parameter}=1&{parameter}=1");
                 assert_eq!(code(route, &twice, &[]), "duplicate_parameter", "{at}");
@@ -278,7 +236,11 @@ mod tests {
                     Where::Writes => !is_read,
                 };
                 if applies {
-                    assert_eq!(code(route, "", &[(refused.name, "x")]), refused.code, "{at}");
+                    assert_eq!(
+                        code(route, "", &[(refused.name, "x")]),
+                        refused.code.as_str(),
+                        "{at}"
+                    );
                 }
             }
             for name in ONCE.iter().filter(|name| !is_read || **name != "idempotency-key") {

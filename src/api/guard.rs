@@ -4,14 +4,15 @@
 //! gives it away, and so does the name in `Host` if it was made to resolve to 127.0.0.1.
 
 use super::{
-    problem::Problem,
+    problem::{Code, Problem},
     router::{Api, read_only},
+    routes::ROUTES,
 };
 use crate::config::{Secret, is_loopback};
 use arc_swap::ArcSwapOption;
 use axum::{
-    extract::{Request, State},
-    http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header, uri::Authority},
+    extract::{MatchedPath, Request, State},
+    http::{HeaderMap, HeaderValue, Method, Version, header, uri::Authority},
     middleware::Next,
     response::{IntoResponse, Response},
 };
@@ -28,11 +29,16 @@ pub struct Tokens {
 }
 
 /// Refuses requests from foreign pages and without the token.
-pub(super) async fn guard(State(api): State<Api>, request: Request, next: Next) -> Response {
+pub(super) async fn guard(
+    State(api): State<Api>,
+    matched: Option<MatchedPath>,
+    request: Request,
+    next: Next,
+) -> Response {
     let host = host(&request);
     let checked = check_host(host, request.version(), api.address)
         .and_then(|()| check_origin(request.headers(), host.unwrap_or_default()))
-        .and_then(|()| check_method(&api, request.method()))
+        .and_then(|()| check_method(&api, request.method(), matched.as_ref()))
         .and_then(|()| check_token(&api.tokens, request.method(), request.headers()));
     match checked {
         Ok(()) => next.run(request).await,
@@ -70,7 +76,7 @@ fn check_host(host: Option<&str>, version: Version, address: IpAddr) -> Result<(
             return Ok(());
         }
         let detail = "a request names the host it asks: the Host header is missing or unreadable";
-        return Err(Problem::new(StatusCode::BAD_REQUEST, "missing_host", detail));
+        return Err(Problem::new(Code::MissingHost, detail));
     };
     if !is_host(host) {
         let detail = format!("'{host}' is no host");
@@ -83,7 +89,7 @@ fn check_host(host: Option<&str>, version: Version, address: IpAddr) -> Result<(
         return Ok(());
     }
     let detail = format!("the request asks '{host}', which is not this machine");
-    Err(Problem::new(StatusCode::MISDIRECTED_REQUEST, "foreign_host", detail))
+    Err(Problem::new(Code::ForeignHost, detail))
 }
 
 /// A browser says where its page comes from; only the API's own origin may ask.
@@ -94,15 +100,17 @@ fn check_origin(headers: &HeaderMap, host: &str) -> Result<(), Problem> {
         return Ok(());
     }
     let detail = format!("requests from pages of '{origin}' are refused");
-    Err(Problem::new(StatusCode::FORBIDDEN, "foreign_origin", detail))
+    Err(Problem::new(Code::ForeignOrigin, detail))
 }
 
 /// A replica takes no writes, whatever token they carry.
-fn check_method(api: &Api, method: &Method) -> Result<(), Problem> {
+fn check_method(api: &Api, method: &Method, matched: Option<&MatchedPath>) -> Result<(), Problem> {
+    // A path that does not exist is answered so.
+    let Some(path) = matched.map(MatchedPath::as_str) else { return Ok(()) };
     if is_read(method) || api.backend.writer().is_some() {
         return Ok(());
     }
-    Err(read_only())
+    Err(read_only(ROUTES.iter().any(|route| route.path == path && route.is_read())))
 }
 
 fn is_read(method: &Method) -> bool {
@@ -133,7 +141,7 @@ fn check_token(tokens: &Tokens, method: &Method, headers: &HeaderMap) -> Result<
         return Ok(());
     }
     let detail = "a valid token is needed: 'Authorization: Bearer …'";
-    Err(Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", detail)
+    Err(Problem::new(Code::Unauthorized, detail)
         .header(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")))
 }
 

@@ -8,8 +8,10 @@ mod export;
 mod guard;
 pub mod ndjson;
 mod observe;
+mod openapi;
 mod problem;
 mod router;
+mod routes;
 
 pub(crate) use crate::reads::{Entry, Name};
 pub use backend::{Backend, Room, WriteError, WriteRequest, Writer};

@@ -7,23 +7,28 @@ use super::{
     drain::Drain,
     export::Exports,
     guard::{self, Tokens},
-    ndjson, observe,
-    problem::{Problem, busy},
+    ndjson, observe, openapi,
+    problem::{Code, Problem, busy},
+    routes::{Call, ROUTES},
 };
 use crate::watch;
 use crate::{
     database::types::{Change, Digest, Family, IDEMPOTENCY_KEY_LENGTH_MAX, KEY_LENGTH_MAX},
+    documents::Status,
     http::{self, Answers},
     reads::{ReadError, Subject, View},
 };
 use axum::{
     Extension, Json, Router,
     body::Body,
-    extract::{DefaultBodyLimit, OriginalUri, Path, Query, Request, State},
-    http::{HeaderMap, HeaderValue, Method, StatusCode, header},
+    extract::{
+        DefaultBodyLimit, OriginalUri, Path, Query, Request, State,
+        rejection::{PathRejection, QueryRejection},
+    },
+    http::{HeaderMap, HeaderValue, Method, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
-    routing::{get, post},
+    routing::{MethodRouter, delete, get, post, put},
 };
 use commonware_cryptography::{Hasher as _, Sha256};
 use serde::Deserialize;
@@ -36,7 +41,7 @@ pub const REQUESTS_AT_ONCE_MAX: usize = 1024;
 /// How long anything but an export may take in all.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(120);
 /// Values in one page of a log, unless a read asks for another number.
-const ENTRIES_DEFAULT: usize = 100;
+pub(super) const ENTRIES_DEFAULT: usize = 100;
 /// Most values in one page of a log.
 pub const ENTRIES_MAX: usize = 1000;
 /// Bytes of values after which a page of a log ends.
@@ -48,9 +53,12 @@ pub const WAITS_AT_ONCE_MAX: usize = 256;
 /// Pages and proofs that are made at once; more wait for their turn.
 pub const ANSWERS_MADE_AT_ONCE_MAX: usize = 8;
 /// How long a read waits for a size if it does not say.
-const WAIT_DEFAULT: Duration = Duration::from_secs(10);
+pub(super) const WAIT_DEFAULT: Duration = Duration::from_secs(10);
 /// Content types of a value. It is kept as it is, whatever it is.
-const VALUE_TYPES: &[&str] = &["application/octet-stream", "text/plain", "application/json"];
+pub(super) const VALUE_TYPES: &[&str] =
+    &["application/octet-stream", "text/plain", "application/json"];
+/// Content types of a batch.
+pub(super) const BATCH_TYPES: &[&str] = &["application/x-ndjson", "application/ndjson"];
 /// Bytes that JSON may add to a batch's changes: escapes, base64, names.
 const BODY_FACTOR: usize = 3;
 
@@ -89,26 +97,14 @@ pub fn router(
         making: Arc::new(Semaphore::new(ANSWERS_MADE_AT_ONCE_MAX)),
         bodies: Bodies::default(),
     };
-    Router::new()
-        .route("/v1/keys/{*key}", get(get_key).put(put_key).delete(delete_key))
-        .route("/v1/batch", post(batch))
-        .route("/v1/append", post(append))
-        .route("/v1/checkpoint", get(checkpoint))
-        .route(
-            "/v1/status",
-            get(|State(api): State<Api>| async move { Json(api.backend.status()) }),
-        )
-        .route("/v1/export", get(export))
-        .route("/v1/entries", get(entries))
-        .route("/v1/entries/{location}", get(entry))
-        .route("/v1/operations/{location}", get(operation))
+    let routes = ROUTES.iter().map(|route| (route.path, handler(route.call)));
+    routes
+        .fold(Router::new(), |router, (path, handler)| router.route(path, handler))
         .route_layer(middleware::from_fn(contract::check))
-        .fallback(|| async {
-            Problem::new(StatusCode::NOT_FOUND, "no_such_endpoint", "no such endpoint")
-        })
+        .fallback(|| async { Problem::new(Code::NoSuchEndpoint, "no such endpoint") })
         .method_not_allowed_fallback(|method: Method| async move {
             let detail = format!("{method} is not allowed here");
-            Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", detail)
+            Problem::new(Code::MethodNotAllowed, detail)
         })
         .layer(middleware::from_fn_with_state(api.clone(), limit))
         .layer(middleware::from_fn_with_state(api.clone(), guard::guard))
@@ -116,6 +112,24 @@ pub fn router(
         // Last, so that it sees what the others refuse.
         .layer(middleware::from_fn_with_state(metrics, observe::observe))
         .with_state(api)
+}
+
+/// The handler of a route.
+fn handler(call: Call) -> MethodRouter<Api> {
+    match call {
+        Call::GetKey => get(get_key),
+        Call::PutKey => put(put_key),
+        Call::DeleteKey => delete(delete_key),
+        Call::WriteBatch => post(batch),
+        Call::AppendValue => post(append),
+        Call::ListEntries => get(entries),
+        Call::GetEntry => get(entry),
+        Call::ProveOperation => get(operation_proof),
+        Call::Export => get(export),
+        Call::GetCheckpoint => get(checkpoint),
+        Call::GetStatus => get(status),
+        Call::GetDocument => get(document),
+    }
 }
 
 /// Bounds the requests that are worked on at once, and how long each may take.
@@ -128,7 +142,7 @@ async fn limit(State(api): State<Api>, request: Request, next: Next) -> Response
         Ok(response) => response,
         Err(_) => {
             let detail = format!("no answer within {REQUEST_TIMEOUT:?}");
-            Problem::new(StatusCode::GATEWAY_TIMEOUT, "timeout", detail).into_response()
+            Problem::new(Code::Timeout, detail).into_response()
         }
     }
 }
@@ -163,9 +177,7 @@ struct ReadOptions {
     proof: Option<bool>,
 }
 
-fn query<T>(
-    query: Result<Query<T>, axum::extract::rejection::QueryRejection>,
-) -> Result<T, Problem> {
+fn query<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, Problem> {
     query.map(|Query(query)| query).map_err(|error| Problem::malformed(error.body_text()))
 }
 
@@ -173,13 +185,13 @@ async fn get_key(
     State(api): State<Api>,
     Extension(answers): Extension<Answers>,
     OriginalUri(uri): OriginalUri,
-    options: Result<Query<ReadOptions>, axum::extract::rejection::QueryRejection>,
+    options: Result<Query<ReadOptions>, QueryRejection>,
 ) -> Result<Response, Problem> {
     let key = key_of(uri.path())?;
     let options = query(options)?;
     if api.backend.status().family == Some(Family::Keyless) && options.proof != Some(true) {
         let detail = "family 'keyless' has entries, not keys; see /v1/entries";
-        return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "unsupported", detail));
+        return Err(Problem::new(Code::Unsupported, detail));
     }
     if let Some(size) = options.min_size {
         wait_for_size(&api, size, options.timeout.as_deref()).await?;
@@ -197,7 +209,7 @@ async fn get_key(
         }
         None => {
             let detail = "the key is absent from the verified state";
-            Problem::new(StatusCode::NOT_FOUND, "not_found", detail).into_response()
+            Problem::new(Code::NotFound, detail).into_response()
         }
     };
     add_view(response.headers_mut(), &view);
@@ -207,13 +219,23 @@ async fn get_key(
 /// A proof file of the readable state.
 async fn proof(api: &Api, answers: &Answers, subject: Subject) -> Result<Response, Problem> {
     let _turn = turn(api, answers).await?;
-    let file = api.backend.prove(subject).await?;
+    let view = api.backend.view();
+    let file = match api.backend.prove(subject).await {
+        Ok(file) => file,
+        // Absence is of a state as well.
+        Err(error @ ReadError::NotFound(_)) => {
+            let mut response = Problem::from(error).into_response();
+            view.into_iter().for_each(|view| add_view(response.headers_mut(), &view));
+            return Ok(response);
+        }
+        Err(error) => return Err(error.into()),
+    };
     let checkpoint = &file.checkpoint.checkpoint;
     let state = (checkpoint.database, checkpoint.size, checkpoint.root);
     let mut response = Response::new(Body::from(file.to_json()));
     let kind = HeaderValue::from_static("application/json");
     response.headers_mut().insert(header::CONTENT_TYPE, kind);
-    let lag_seconds = api.backend.view().map_or(0.0, |view| view.lag_seconds);
+    let lag_seconds = view.map_or(0.0, |view| view.lag_seconds);
     let (database, size, root) = state;
     add_view(response.headers_mut(), &View { database, size, root, lag_seconds });
     Ok(response)
@@ -254,7 +276,7 @@ async fn wait_for_size(api: &Api, size: u64, timeout: Option<&str>) -> Result<()
     }
     let now = api.backend.view().map_or(0, |view| view.size);
     let detail = format!("the state has {now} operations, {size} were asked for");
-    Err(Problem::new(StatusCode::PRECONDITION_FAILED, "behind", detail))
+    Err(Problem::new(Code::Behind, detail))
 }
 
 /// Says which state an answer speaks of.
@@ -271,14 +293,14 @@ fn add_view(headers: &mut HeaderMap, view: &View) {
 }
 
 fn writer(api: &Api) -> Result<Arc<dyn Writer>, Problem> {
-    api.backend.writer().ok_or_else(read_only)
+    api.backend.writer().ok_or_else(|| read_only(false))
 }
 
-/// What a replica answers to writes.
-pub(super) fn read_only() -> Problem {
+/// What a replica answers to writes, on a path that it may have reads of.
+pub(super) fn read_only(is_read: bool) -> Problem {
+    let allowed = HeaderValue::from_static(if is_read { "GET, HEAD" } else { "" });
     let detail = "this is a replica: write to its server";
-    Problem::new(StatusCode::METHOD_NOT_ALLOWED, "read_only", detail)
-        .header(header::ALLOW, HeaderValue::from_static("GET, HEAD"))
+    Problem::new(Code::ReadOnly, detail).header(header::ALLOW, allowed)
 }
 
 /// The media type of a body, without parameters.
@@ -299,7 +321,7 @@ fn demand_content_type(headers: &HeaderMap, allowed: &[&str]) -> Result<(), Prob
         "" => format!("Content-Type is missing; use {allowed}"),
         found => format!("Content-Type '{found}' is not taken; use {allowed}"),
     };
-    Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "content_type", detail))
+    Err(Problem::new(Code::ContentType, detail))
 }
 
 /// Reads a body of at most `max` bytes, in bounded time.
@@ -353,9 +375,8 @@ async fn commit(
     room: Room,
 ) -> Result<Response, Problem> {
     let work = tokio::spawn(async move { writer.write(request, room).await }.in_current_span());
-    let receipt = work.await.map_err(|_| {
-        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the write was aborted")
-    })??;
+    let receipt =
+        work.await.map_err(|_| Problem::new(Code::Internal, "the write was aborted"))??;
     Ok(Json(receipt).into_response())
 }
 
@@ -391,7 +412,7 @@ async fn batch(
     body: Body,
 ) -> Result<Response, Problem> {
     let writer = writer(&api)?;
-    demand_content_type(&headers, &["application/x-ndjson", "application/ndjson"])?;
+    demand_content_type(&headers, BATCH_TYPES)?;
     let max = writer.batch_bytes_max() * BODY_FACTOR;
     let held = read_body(&api, &headers, body, max).await?;
     let is_log = api.backend.status().family == Some(Family::Keyless);
@@ -416,6 +437,18 @@ async fn append(
     commit_one(writer, Change::Append { value: value.bytes }, idempotency).await
 }
 
+async fn status(State(api): State<Api>) -> Json<Status> {
+    Json(api.backend.status())
+}
+
+/// The description of this API.
+async fn document() -> Response {
+    let mut response = openapi::document().into_response();
+    let kind = HeaderValue::from_static("application/json");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    response
+}
+
 async fn checkpoint(State(api): State<Api>) -> Result<Response, Problem> {
     let checkpoint = api.backend.checkpoint().ok_or(ReadError::NoVerifiedState)?;
     Ok(Json(checkpoint.to_json()).into_response())
@@ -432,7 +465,7 @@ struct EntriesOptions {
 async fn entries(
     State(api): State<Api>,
     Extension(answers): Extension<Answers>,
-    options: Result<Query<EntriesOptions>, axum::extract::rejection::QueryRejection>,
+    options: Result<Query<EntriesOptions>, QueryRejection>,
 ) -> Result<Response, Problem> {
     let options = query(options)?;
     let limit = options.limit.unwrap_or(ENTRIES_DEFAULT);
@@ -454,10 +487,10 @@ async fn entries(
 async fn entry(
     State(api): State<Api>,
     Extension(answers): Extension<Answers>,
-    Path(location): Path<String>,
-    options: Result<Query<ProofOptions>, axum::extract::rejection::QueryRejection>,
+    location: Result<Path<String>, PathRejection>,
+    options: Result<Query<ProofOptions>, QueryRejection>,
 ) -> Result<Response, Problem> {
-    let location = location_of(&location)?;
+    let location = location_of(location)?;
     let options = query(options)?;
     let page = api.backend.entries(location, 1, 1).await?;
     let found = page.entries.into_iter().find(|entry| entry.name == Name::Location(location));
@@ -473,11 +506,11 @@ async fn entry(
         }
         None if location < page.view.size => {
             let detail = format!("at {location} stands a commit, not a value");
-            Problem::new(StatusCode::NOT_FOUND, "not_an_entry", detail).into_response()
+            Problem::new(Code::NotAnEntry, detail).into_response()
         }
         None => {
             let detail = format!("the verified state ends at {}", page.view.size);
-            Problem::new(StatusCode::NOT_FOUND, "not_found", detail).into_response()
+            Problem::new(Code::NotFound, detail).into_response()
         }
     };
     add_view(response.headers_mut(), &page.view);
@@ -490,18 +523,19 @@ struct ProofOptions {
     proof: Option<bool>,
 }
 
-fn location_of(text: &str) -> Result<u64, Problem> {
+fn location_of(path: Result<Path<String>, PathRejection>) -> Result<u64, Problem> {
+    let Path(text) = path.map_err(|error| Problem::malformed(error.body_text()))?;
     text.parse().map_err(|_| Problem::malformed(format!("'{text}' is not a location: a number")))
 }
 
 /// An operation, which only comes with its proof.
-async fn operation(
+async fn operation_proof(
     State(api): State<Api>,
     Extension(answers): Extension<Answers>,
-    Path(location): Path<String>,
-    options: Result<Query<ProofOptions>, axum::extract::rejection::QueryRejection>,
+    location: Result<Path<String>, PathRejection>,
+    options: Result<Query<ProofOptions>, QueryRejection>,
 ) -> Result<Response, Problem> {
-    let location = location_of(&location)?;
+    let location = location_of(location)?;
     if query(options)?.proof != Some(true) {
         return Err(Problem::malformed("an operation is given with its proof: add '?proof=true'"));
     }

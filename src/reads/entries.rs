@@ -1,6 +1,6 @@
 //! Pages of a log of values.
 
-use super::{Entry, Name, Page, ReadError, View};
+use super::{Entry, Name, Page, ReadError, Unsupported, View};
 use crate::{
     checkpoint::SignedCheckpoint,
     database::{self, types::Family},
@@ -21,7 +21,7 @@ pub async fn read_entries<E: Runtime>(
     let family = ledger.kind().family;
     if family != Family::Keyless {
         return Err(ReadError::Unsupported {
-            code: "unsupported",
+            why: Unsupported::Family,
             message: format!("family '{family}' has keys, not entries; see /v1/keys"),
         });
     }

@@ -27,17 +27,28 @@ pub struct View {
     pub lag_seconds: f64,
 }
 
+/// What a database lacks to answer a read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unsupported {
+    /// Its family has no such operation.
+    Family,
+    /// Its family cannot prove this.
+    Proof,
+    /// It is compact: it holds no values.
+    Compact,
+}
+
 /// Why a read was not answered.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum ReadError {
     /// A client that has not verified any state yet: 503 `no_verified_state`.
     #[error("no state has been verified yet")]
     NoVerifiedState,
-    /// The family cannot answer this question: 422 with this code and text.
+    /// The database cannot answer this question.
     #[error("{message}")]
     Unsupported {
-        /// Stable code, for example `not_provable` or `no_keys`.
-        code: &'static str,
+        /// What it lacks.
+        why: Unsupported,
         /// Why, in a sentence.
         message: String,
     },
@@ -64,7 +75,7 @@ impl ReadError {
     /// What a compact database answers to reads.
     pub fn compact() -> Self {
         let message = "this database is compact: it holds no values, only what verifies the next";
-        Self::Unsupported { code: "compact", message: message.into() }
+        Self::Unsupported { why: Unsupported::Compact, message: message.into() }
     }
 }
 

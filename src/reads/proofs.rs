@@ -1,6 +1,6 @@
 //! Proof files, made from a ledger.
 
-use super::ReadError;
+use super::{ReadError, Unsupported};
 use crate::{
     checkpoint::Rotations,
     database::{self, types::Family},
@@ -29,7 +29,7 @@ pub async fn prove<E: Runtime>(
         Subject::Key(key) => {
             if let Some(reason) = not_provable(ledger.kind().family) {
                 let message = reason.to_string();
-                return Err(ReadError::Unsupported { code: "not_provable", message });
+                return Err(ReadError::Unsupported { why: Unsupported::Proof, message });
             }
             let (checkpoint, found) = ledger.prove_key(&key).await.map_err(read_error)?;
             let statement = match found.value {

@@ -1,0 +1,73 @@
+"""The OpenAPI document against live daemons: requests made from it, and every answer held against it."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+import requests
+from conftest import ROOT
+from daemons import client, server, wait_equal
+
+HERE = pathlib.Path(__file__).parent
+DOCUMENT = ROOT / "docs/openapi.json"
+# Made requests of each operation and phase; a daemon takes some ten seconds.
+EXAMPLES = 40
+# One run of schemathesis.
+RUN_SECONDS = 120
+TOKEN = "a-token-of-reads"
+
+
+@pytest.fixture(scope="module", params=["any", "keyless"])
+def pair(request, tmp_path_factory):
+    """A server with some records, and its replica."""
+    directory = tmp_path_factory.mktemp(request.param)
+    options = ["--db", request.param]
+    with server(directory / "server", "-o", "0", "-i", "50", *options) as of:
+        with client(directory / "client", of, *options) as replica:
+            wait_equal(replica, of)
+            yield of, replica
+
+
+def conforms(api: str, *options: str):
+    """Fails with what schemathesis found."""
+    command = [str(pathlib.Path(sys.executable).parent / "st"), "--config-file", str(HERE / "schemathesis/schemathesis.toml")]
+    command += ["run", str(DOCUMENT), "--url", api, "--phases", "examples,coverage,fuzzing"]
+    command += ["--max-examples", str(EXAMPLES), "--generation-deterministic"]
+    command += ["--continue-on-failure", "--request-timeout", "20", "--warnings", "off", "--no-color", *options]
+    environment = os.environ | {"PYTHONPATH": str(HERE / "schemathesis"), "SCHEMATHESIS_HOOKS": "hooks"}
+    done = subprocess.run(command, env=environment, cwd=HERE / "schemathesis", capture_output=True, text=True, timeout=RUN_SECONDS)
+    assert done.returncode == 0, done.stdout[-20000:] + done.stderr[-2000:]
+    assert "12 selected / 12 total" in done.stdout, done.stdout[:2000]
+
+
+def test_both_serve_the_committed_document(pair):
+    committed = json.loads(DOCUMENT.read_text())
+    for daemon in pair:
+        answer = requests.get(f"{daemon.api}/v1/openapi.json", timeout=30)
+        assert answer.headers["content-type"] == "application/json"
+        assert answer.json() == committed
+
+
+def test_a_server_answers_as_it_says(pair):
+    of, _ = pair
+    conforms(of.api)
+
+
+def test_a_replica_answers_as_it_says(pair):
+    _, replica = pair
+    # The document is of both daemons: `Allow` leaves out the writes that a replica refuses.
+    conforms(replica.api, "--exclude-checks", "allow_header_conformance")
+
+
+def test_the_document_needs_the_token_of_reads(tmp_path):
+    token = tmp_path / "token"
+    token.write_text(TOKEN)
+    token.chmod(0o600)
+    with server(tmp_path / "server", "-o", "0", "--read-token-file", str(token)) as of:
+        url = f"{of.api}/v1/openapi.json"
+        refused = requests.get(url, timeout=30)
+        assert (refused.status_code, refused.json()["code"]) == (401, "unauthorized")
+        assert requests.get(url, headers={"authorization": f"Bearer {TOKEN}"}, timeout=30).ok
