@@ -10,6 +10,7 @@ import pytest
 import requests
 from conftest import ROOT
 from daemons import client, server, wait_equal
+from openapi_spec_validator import OpenAPIV31SpecValidator
 
 HERE = pathlib.Path(__file__).parent
 DOCUMENT = ROOT / "docs/openapi.json"
@@ -31,16 +32,22 @@ def pair(request, tmp_path_factory):
             yield of, replica
 
 
-def conforms(api: str, *options: str):
-    """Fails with what schemathesis found."""
+def conforms(api: str, directory: pathlib.Path, *options: str):
+    """Fails with what schemathesis found; `directory` takes what it leaves."""
     command = [str(pathlib.Path(sys.executable).parent / "st"), "--config-file", str(HERE / "schemathesis/schemathesis.toml")]
     command += ["run", str(DOCUMENT), "--url", api, "--phases", "examples,coverage,fuzzing"]
     command += ["--max-examples", str(EXAMPLES), "--generation-deterministic"]
     command += ["--continue-on-failure", "--request-timeout", "20", "--warnings", "off", "--no-color", *options]
     environment = os.environ | {"PYTHONPATH": str(HERE / "schemathesis"), "SCHEMATHESIS_HOOKS": "hooks"}
-    done = subprocess.run(command, env=environment, cwd=HERE / "schemathesis", capture_output=True, text=True, timeout=RUN_SECONDS)
+    done = subprocess.run(command, env=environment, cwd=directory, capture_output=True, text=True, timeout=RUN_SECONDS)
     assert done.returncode == 0, done.stdout[-20000:] + done.stderr[-2000:]
     assert "12 selected / 12 total" in done.stdout, done.stdout[:2000]
+
+
+def test_the_document_is_openapi():
+    document = json.loads(DOCUMENT.read_text())
+    assert document["openapi"] == "3.1.0"
+    assert [error.message for error in OpenAPIV31SpecValidator(document).iter_errors()] == []
 
 
 def test_both_serve_the_committed_document(pair):
@@ -51,15 +58,15 @@ def test_both_serve_the_committed_document(pair):
         assert answer.json() == committed
 
 
-def test_a_server_answers_as_it_says(pair):
+def test_a_server_answers_as_it_says(pair, tmp_path):
     of, _ = pair
-    conforms(of.api)
+    conforms(of.api, tmp_path)
 
 
-def test_a_replica_answers_as_it_says(pair):
+def test_a_replica_answers_as_it_says(pair, tmp_path):
     _, replica = pair
     # The document is of both daemons: `Allow` leaves out the writes that a replica refuses.
-    conforms(replica.api, "--exclude-checks", "allow_header_conformance")
+    conforms(replica.api, tmp_path, "--exclude-checks", "allow_header_conformance")
 
 
 def test_the_document_needs_the_token_of_reads(tmp_path):
