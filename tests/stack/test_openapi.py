@@ -9,13 +9,15 @@ import sys
 import pytest
 import requests
 from conftest import ROOT
-from daemons import client, server, wait_equal
+from daemons import client, free_port, server, wait_equal
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 HERE = pathlib.Path(__file__).parent
 DOCUMENT = ROOT / "docs/openapi.json"
-# Made requests of each operation and phase; a daemon takes some ten seconds.
-EXAMPLES = 40
+# Requests made of each operation in each phase.
+EXAMPLES = 30
+# Stateful testing aside: it follows links, and the document has none.
+ALL_PHASES = ["--phases", "examples,coverage,fuzzing"]
 # One run of schemathesis.
 RUN_SECONDS = 120
 TOKEN = "a-token-of-reads"
@@ -35,7 +37,7 @@ def pair(request, tmp_path_factory):
 def conforms(api: str, directory: pathlib.Path, *options: str):
     """Fails with what schemathesis found; `directory` takes what it leaves."""
     command = [str(pathlib.Path(sys.executable).parent / "st"), "--config-file", str(HERE / "schemathesis/schemathesis.toml")]
-    command += ["run", str(DOCUMENT), "--url", api, "--phases", "examples,coverage,fuzzing"]
+    command += ["run", str(DOCUMENT), "--url", api]
     command += ["--max-examples", str(EXAMPLES), "--generation-deterministic"]
     command += ["--continue-on-failure", "--request-timeout", "20", "--warnings", "off", "--no-color", *options]
     environment = os.environ | {"PYTHONPATH": str(HERE / "schemathesis"), "SCHEMATHESIS_HOOKS": "hooks"}
@@ -60,13 +62,28 @@ def test_both_serve_the_committed_document(pair):
 
 def test_a_server_answers_as_it_says(pair, tmp_path):
     of, _ = pair
-    conforms(of.api, tmp_path)
+    conforms(of.api, tmp_path, *ALL_PHASES)
 
 
 def test_a_replica_answers_as_it_says(pair, tmp_path):
     _, replica = pair
     # The document is of both daemons: `Allow` leaves out the writes that a replica refuses.
-    conforms(replica.api, tmp_path, "--exclude-checks", "allow_header_conformance")
+    conforms(replica.api, tmp_path, *ALL_PHASES, "--exclude-checks", "allow_header_conformance")
+
+
+def test_a_replica_without_values_answers_as_it_says(tmp_path):
+    options = ["--db", "keyless"]
+    few, without = ["--phases", "coverage", "--exclude-checks"], "allow_header_conformance,positive_data_acceptance"
+    with server(tmp_path / "server", "-o", "0", "-i", "50", *options) as of:
+        with client(tmp_path / "compact", of, *options, "--mode", "compact") as compact:
+            wait_equal(compact, of)
+            assert requests.get(f"{compact.api}/v1/export", timeout=30).json()["code"] == "compact"
+            conforms(compact.api, tmp_path, *few, without)
+        # Nobody listens there.
+        with client(tmp_path / "alone", of, *options, address=f"127.0.0.1:{free_port()}") as alone:
+            assert requests.get(f"{alone.api}/v1/export", timeout=30).json()["code"] == "no_verified_state"
+            # 503 is the answer to reads here.
+            conforms(alone.api, tmp_path, *few, f"{without},not_a_server_error")
 
 
 def test_the_document_needs_the_token_of_reads(tmp_path):
