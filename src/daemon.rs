@@ -6,7 +6,7 @@ use crate::{
     config::{self, CommonArgs, Invalid, TokenFile},
     control::{Control, Report},
     descriptors::{self, Files, Plan, Shares, TooFew},
-    directory::{self, DirectoryError, DirectoryLock},
+    directory::{self, DirectoryError, DirectoryLock, LayoutError, Role},
     documents::Endpoints,
     exit, http, keys,
     lifecycle::{Health, Shutdown},
@@ -72,6 +72,12 @@ impl From<DirectoryError> for Failure {
             DirectoryError::Io { .. } => exit::IO,
         };
         Self::new(code, error.to_string())
+    }
+}
+
+impl From<LayoutError> for Failure {
+    fn from(error: LayoutError) -> Self {
+        Self::new(if error.is_io() { exit::IO } else { exit::DATA }, error.to_string())
     }
 }
 
@@ -145,9 +151,11 @@ pub fn take_ground(
     api: SocketAddr,
     metrics: SocketAddr,
     wanted: Shares,
-    may_be_full: bool,
+    role: Role,
 ) -> Result<Ground, Failure> {
-    let lock = take_lock(storage_dir, may_be_full)?;
+    // A replica reads on without room.
+    let lock = take_lock(storage_dir, role == Role::Client)?;
+    directory::claim(storage_dir, role)?;
     let guard = directory::guard(storage_dir, &directory::data_dir(storage_dir))?;
     let descriptors = descriptors::plan(
         descriptors::raise_limit(),
@@ -245,7 +253,7 @@ where
 }
 
 /// Runs `work` on the storage of a stopped daemon, which is locked meanwhile.
-pub fn with_storage<T, F, Fut>(storage_dir: &Path, work: F) -> Result<T, Failure>
+pub fn with_storage<T, F, Fut>(storage_dir: &Path, role: Role, work: F) -> Result<T, Failure>
 where
     T: Send,
     F: FnOnce(Context) -> Fut,
@@ -257,6 +265,7 @@ where
     }
     close_to_others(storage_dir)?;
     let _lock = DirectoryLock::take(storage_dir)?;
+    directory::claim(storage_dir, role)?;
     let guard = directory::guard(storage_dir, &directory::data_dir(storage_dir))?;
     descriptors::raise_limit();
     let mut made = None;

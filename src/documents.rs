@@ -1,29 +1,10 @@
 //! The JSON documents that the API answers with, and that `syncctl` reads.
 
+pub use crate::directory::Role;
+
 use crate::database::types::{DatabaseId, Family, HashKind, Mode, Root};
 use serde::{Deserialize, Serialize};
-use std::{fmt, net::SocketAddr};
-
-/// Which daemon it is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "daemon", derive(utoipa::ToSchema))]
-#[serde(rename_all = "snake_case")]
-pub enum Role {
-    /// `syncd-server`.
-    #[default]
-    Server,
-    /// `syncd-client`.
-    Client,
-}
-
-impl fmt::Display for Role {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Server => "server",
-            Self::Client => "client",
-        })
-    }
-}
+use std::net::SocketAddr;
 
 /// What a daemon holds. A member that is not known yet is left out.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]

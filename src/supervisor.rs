@@ -141,7 +141,8 @@ mod tests {
 
     #[test]
     fn the_status_says_how_far_and_how_late() {
-        let mut status = Status { size: 7, sequence: 3, ..Status::default() };
+        let text = r#"{"role":"client","version":"1","size":7,"floor":0,"sequence":3,"committed_at":0,"signed_at":0}"#;
+        let mut status: Status = serde_json::from_str(text).unwrap();
         assert_eq!(describe(&status), "serving 7 operations, sequence 3");
         status.client = Some(ClientStatus {
             state: "following".into(),

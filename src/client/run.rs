@@ -18,7 +18,7 @@ use crate::{
     control::{self, Report},
     daemon::{self, Failure, Ground},
     database::types::DatabaseId,
-    directory,
+    directory::{self, Role},
     documents::Endpoints,
     exit, http, keys,
     lifecycle::{Health, Shutdown},
@@ -59,7 +59,7 @@ fn try_main(arguments: Vec<OsString>) -> Result<(), Failure> {
 /// Pins the storage of a stopped client to `database` and removes the replica of the one before;
 /// evidence and keys stay. Gives the identity that was pinned before. Safe to run again.
 pub fn adopt_database(storage_dir: &Path, database: DatabaseId) -> Result<DatabaseId, Failure> {
-    daemon::with_storage(storage_dir, |context| async move {
+    daemon::with_storage(storage_dir, Role::Client, |context| async move {
         adopt::adopt(&context, database).await.map_err(failure)
     })
 }
@@ -70,7 +70,7 @@ fn start(mut config: Config, telemetry: &Telemetry) -> Result<(), Failure> {
     // It dials, and accepts no replica.
     let wanted = daemon::shares(link::ADDRESSES_MAX, 0);
     let ground =
-        daemon::take_ground(&config.storage_dir, config.api, config.metrics, wanted, true)?;
+        daemon::take_ground(&config.storage_dir, config.api, config.metrics, wanted, Role::Client)?;
     config.history.log.segments = ground.descriptors.log_segments;
     let identity = match &config.identity_key {
         Some(path) => keys::load_private(path)?,

@@ -1,7 +1,9 @@
 //! The storage directory as the file system sees it: who may look into it, and whether it is still where it was.
 
+mod layout;
 mod lock;
 
+pub use layout::{LAYOUT_VERSION, Layout, LayoutError, Role, claim};
 pub use lock::{DirectoryError, DirectoryLock, is_full, is_locked};
 
 use crate::runtime::{Guard, StorageGuard, StorageRoom};

@@ -10,7 +10,7 @@ use crate::{
     },
     commit_log::Retention,
     database::types::{Family, Mode},
-    directory::{self, DirectoryError, DirectoryLock},
+    directory::{self, DirectoryError, DirectoryLock, LayoutError, Role},
     keys,
     ledger::History,
     link::Connector,
@@ -73,6 +73,9 @@ pub enum OpenError {
     /// The directory is in use, or cannot be used.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
+    /// The directory belongs to something else, or has another layout.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
     /// The replica's own key.
     #[error(transparent)]
     Key(#[from] keys::Error),
@@ -255,7 +258,10 @@ fn run(
     stop: watch::Receiver<bool>,
 ) -> Ended {
     let taken = DirectoryLock::take(&builder.directory).map_err(OpenError::from);
-    let taken = taken.and_then(|lock| Ok((lock, builder.setup(host, port)?)));
+    let taken = taken.and_then(|lock| {
+        directory::claim(&builder.directory, Role::Client)?;
+        Ok((lock, builder.setup(host, port)?))
+    });
     let (_lock, setup) = match taken {
         Ok(taken) => taken,
         Err(error) => {

@@ -12,6 +12,7 @@ use crate::{
     commit_log::CommitLog,
     daemon::{self, Failure},
     database::{self, Database, Kind, OpenAt, types::DatabaseId},
+    directory::Role,
     keys,
     ledger::{self, Ledger},
     rotations::RotationStore,
@@ -55,7 +56,7 @@ pub fn new_epoch(
     discard: bool,
     say: impl Fn(&Discarded),
 ) -> Result<Epoch, Failure> {
-    let epoch = daemon::with_storage(storage_dir, |context| async move {
+    let epoch = daemon::with_storage(storage_dir, Role::Server, |context| async move {
         let publisher = load_existing_key(publisher_key, storage_dir, "publisher.key")?;
         begin(&context, &publisher, discard, say).await.map_err(failure)
     })?;

@@ -11,6 +11,7 @@ use crate::{
     commit_log::Commit,
     daemon::{self, Failure},
     database::record::CommitMetadata,
+    directory::Role,
     exit, keys,
     ledger::Ledger,
     rotations::RotationStore,
@@ -45,7 +46,7 @@ pub fn rotate_key(
         return Err(Failure::new(exit::USAGE, text));
     }
     let successor_path = storage_dir.join("publisher.key.next");
-    let mut rotated = daemon::with_storage(storage_dir, |context| async move {
+    let mut rotated = daemon::with_storage(storage_dir, Role::Server, |context| async move {
         let retired = load_existing_key(publisher_key, storage_dir, "publisher.key")?;
         let successor = load_key(new_key, storage_dir, "publisher.key.next")?;
         hand_over(&context, &retired, &successor).await.map_err(failure)

@@ -11,7 +11,7 @@ use crate::{
     control::{self, Report},
     daemon::{self, Failure, Ground},
     descriptors::Shares,
-    directory,
+    directory::{self, Role},
     documents::Endpoints,
     exit, http, keys,
     lifecycle::Health,
@@ -43,7 +43,7 @@ fn start(mut config: Config, telemetry: &Telemetry) -> Result<(), Failure> {
     let (level, spans) = (telemetry.level.clone(), telemetry.spans.clone());
     let wanted = daemon::shares(config.limits.connections, config.limits.handshakes);
     let ground =
-        daemon::take_ground(&config.storage_dir, config.api, config.metrics, wanted, false)?;
+        daemon::take_ground(&config.storage_dir, config.api, config.metrics, wanted, Role::Server)?;
     let Shares { sessions, handshakes, .. } = ground.descriptors.shares;
     config.limits.lower(sessions, handshakes);
     config.history.log.segments = ground.descriptors.log_segments;
