@@ -13,7 +13,10 @@ use syncd_proto::{
     commit::Commit,
     database::EXECUTION_VERSION,
     types::{Family, HashKind},
-    wire::{ClientMessage, Code, Refused, Reply, Response, ServerMessage, Welcome},
+    wire::{
+        ClientMessage, Code, Extensions, Features, Refused, Reply, Response, ServerMessage,
+        Versions, Welcome,
+    },
 };
 
 #[test]
@@ -38,6 +41,8 @@ fn write_fuzz_seeds() {
         write("wire_client", name, &message.encode());
     }
     let welcome = Welcome {
+        version: Versions::OURS.newest,
+        features: Features::OURS,
         execution: EXECUTION_VERSION,
         hash: HashKind::Blake3,
         checkpoint: checkpoint(8),
@@ -47,6 +52,7 @@ fn write_fuzz_seeds() {
         requests_max: 4,
         heartbeat_interval: std::time::Duration::from_secs(5),
         rotations: rotations.clone(),
+        extensions: Extensions::default(),
     };
     write("wire_server", "welcome", &Reply::Welcome(Box::new(welcome)).encode());
     let refused = Refused::new(Code::Pruned, "gone");

@@ -233,12 +233,13 @@ fn nonsense_ends_the_connection_that_it_came_over() {
     wait_for("noise is refused", || (rejected(&server, "handshake") >= 50.0).then_some(()));
     let door = Door::of(&server);
     on_runtime(&directory.path().join("peers"), |context| async move {
-        let version = syncd::wire::WIRE_VERSION.to_be_bytes();
-        let nonsense = Bytes::from([&version[..], &[1, 2, 3]].concat());
+        let versions = syncd::wire::Versions::OURS.encode();
+        let nonsense = Bytes::from([&versions[..], &[1, 2, 3]].concat());
+        let later = syncd::wire::Versions { oldest: 98, newest: 99 };
         // A greeting of another version, and one that is none, are answered by name.
         for (greeting, code) in [
             (
-                syncd::wire::Hello { wire: 99, ..door.hello.clone() }.encode(),
+                syncd::wire::Hello { versions: later, ..door.hello.clone() }.encode(),
                 Code::UnsupportedVersion,
             ),
             (nonsense, Code::Malformed),

@@ -4,10 +4,10 @@
 use bytes::Bytes;
 use commonware_codec::{DecodeExt as _, Encode as _};
 use libfuzzer_sys::fuzz_target;
-use syncd::wire::{ClientMessage, Hello, peek_wire_version};
+use syncd::wire::{ClientMessage, Hello, Versions};
 
 fuzz_target!(|data: &[u8]| {
-    let _ = peek_wire_version(data);
+    let _ = Versions::peek(data);
     let bytes = Bytes::copy_from_slice(data);
     if let Ok(hello) = Hello::decode(bytes.clone()) {
         assert_eq!(Hello::decode(hello.encode()).unwrap(), hello);

@@ -11,7 +11,7 @@ use crate::{
     database::{EXECUTION_VERSION, types::DatabaseId},
     link::{Connected, Connector, Link, LinkError},
     runtime::Runtime,
-    wire::{Code, Hello, WIRE_VERSION, Welcome},
+    wire::{Code, Extensions, Features, Hello, Versions, Welcome},
 };
 use commonware_utils::sync::Mutex;
 use std::{
@@ -108,13 +108,15 @@ impl<E: Runtime> Connection<E> {
     /// Connects, checks the greeting, and waits for the end.
     async fn connect_and_hold(&self, context: &E) -> LinkError {
         let hello = Hello {
-            wire: WIRE_VERSION,
+            versions: Versions::OURS,
+            features: Features::OURS,
             execution: EXECUTION_VERSION,
             family: self.replica.family,
             mode: self.replica.mode,
             database: Some(self.database),
             newest: self.replica.known.newest(),
             rotations: self.replica.known.rotations(),
+            extensions: Extensions::default(),
         };
         let connecting = self.connector.connect(
             context.child("connection"),

@@ -20,6 +20,8 @@ const SEEN_MAX: usize = 1024;
 struct Good {
     signed_at_ms: u64,
     arrived: Duration,
+    /// Whether it came from a server, rather than from this replica's own storage.
+    is_heard: bool,
 }
 
 /// What signatures say of how long ago the publisher was there.
@@ -50,6 +52,20 @@ impl Freshness {
 
     /// Takes a verified signature that just arrived.
     pub fn note(&mut self, checkpoint: &Checkpoint, now: Moment) {
+        self.take(checkpoint, now, true);
+    }
+
+    /// Takes a signature that was kept over a restart. When it arrived is not known; it may have been a future one then.
+    pub fn recall(&mut self, checkpoint: &Checkpoint, now: Moment) {
+        self.take(checkpoint, now, false);
+    }
+
+    /// Whether a signature that was no future one has arrived since the start.
+    pub fn is_heard(&self) -> bool {
+        self.good.is_some_and(|good| good.is_heard)
+    }
+
+    fn take(&mut self, checkpoint: &Checkpoint, now: Moment, is_heard: bool) {
         let is_future = self.ahead(checkpoint, now).is_some();
         if !self.seen.insert(checkpoint.signed_at_ms) {
             return;
@@ -60,7 +76,7 @@ impl Freshness {
         let says = checkpoint.age(now.wall);
         if !is_future && self.age(now).is_none_or(|age| says <= age) {
             let signed_at_ms = checkpoint.signed_at_ms;
-            self.good = Some(Good { signed_at_ms, arrived: now.monotonic });
+            self.good = Some(Good { signed_at_ms, arrived: now.monotonic, is_heard });
         }
     }
 
@@ -163,6 +179,18 @@ mod tests {
         let later = moment(end + 100, -100);
         fresh.note(&signed(end, 0), later);
         assert_eq!(fresh.age(later), Some(at(100)));
+    }
+
+    #[test]
+    fn what_was_kept_over_a_restart_is_no_sign_of_life() {
+        let mut fresh = freshness();
+        // It was a future signature when it arrived, before the restart.
+        fresh.recall(&signed(0, 8), moment(1, 0));
+        assert_eq!((fresh.age(moment(5, 0)), fresh.is_heard()), (Some(at(4)), false));
+        fresh.note(&signed(0, 8), moment(5, 0));
+        assert!(!fresh.is_heard());
+        fresh.note(&signed(6, 0), moment(6, 0));
+        assert!(fresh.is_heard());
     }
 
     #[test]

@@ -91,7 +91,7 @@ impl<E: Runtime> Known<E> {
         };
         let newest = known.reconcile(kept, own.cloned(), now);
         if let Some(newest) = &newest {
-            known.freshness.lock().note(&newest.checkpoint, now);
+            known.freshness.lock().recall(&newest.checkpoint, now);
         }
         known.heard.lock().newest = newest;
         known
@@ -140,6 +140,11 @@ impl<E: Runtime> Known<E> {
         self.freshness.lock().age(now)
     }
 
+    /// Whether a signature was heard since the start.
+    pub fn is_heard(&self) -> bool {
+        self.freshness.lock().is_heard()
+    }
+
     /// How far the newest signature heard lies in the future, if further than tolerated.
     pub fn signature_ahead(&self, now: Moment) -> Option<Duration> {
         let target = self.target()?;
@@ -175,13 +180,13 @@ impl<E: Runtime> Known<E> {
         self.policy.load_full()
     }
 
-    /// Whether `signed` comes from before the trusted keys, by a predecessor of theirs, and a later state is known. It is of
+    /// Whether `signed` comes from before the trusted keys, by a predecessor of theirs, and a later state was heard of. It is of
     /// the one history, and still not to be executed: it may be forged by whoever holds the predecessor now.
     pub fn is_of_a_predecessor(&self, signed: &SignedCheckpoint) -> bool {
         // By the key first: each commit comes this way, and a signature is verified once.
         let sequence = signed.checkpoint.sequence;
         !self.policy.load().knows(&signed.publisher)
-            && self.newest().is_some_and(|newest| newest.checkpoint.sequence > sequence)
+            && self.target().is_some_and(|target| target.checkpoint.sequence > sequence)
             && self.of_storage.verify(signed).is_ok()
     }
 

@@ -316,8 +316,15 @@ async fn work(
     }
 }
 
-pub(super) fn failure(error: Error) -> Failure {
+fn failure(error: Error) -> Failure {
     let code = if error.is_damage() { exit::DATA } else { exit::IO };
     tracing::error!(%error, "cannot go on");
-    Failure::new(code, error.to_string())
+    // The flag that says what the storage does not.
+    let flag = match &error {
+        Error::Pinned { .. } => " (--database)",
+        Error::Family { .. } => " (--db)",
+        Error::Untrusted { .. } => " (--trusted-key)",
+        _ => "",
+    };
+    Failure::new(code, format!("{error}{flag}"))
 }

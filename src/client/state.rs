@@ -156,7 +156,7 @@ impl<E: Runtime> ReplicaState<E> {
         }
         let heartbeat = Duration::from_millis(self.heartbeat_ms.load(Ordering::Relaxed));
         match self.known.signature_age(now) {
-            Some(age) if age < heartbeat * 2 + self.skew => 0.0,
+            Some(age) if self.known.is_heard() && age < heartbeat * 2 + self.skew => 0.0,
             Some(age) => age.as_secs_f64(),
             None => silence.as_secs_f64(),
         }

@@ -3,7 +3,7 @@
 use super::{HANDSHAKE_TIMEOUT, HandshakeError, Link, LinkError, frames, upgrader};
 use crate::{
     runtime::Runtime,
-    wire::{FRAME_BYTES_MAX, Hello, NAMESPACE, Reply, Welcome},
+    wire::{FRAME_BYTES_MAX, Hello, NAMESPACE, Reply, Versions, Welcome},
 };
 use commonware_codec::{DecodeExt as _, Encode as _};
 use commonware_cryptography::{
@@ -124,6 +124,12 @@ impl Connector {
         };
         match Reply::decode(reply).map_err(|_| LinkError::Protocol("undecodable reply"))? {
             Reply::Welcome(welcome) => {
+                let chosen = Versions { oldest: welcome.version, newest: welcome.version };
+                if hello.versions.common(chosen).is_none() {
+                    return Err(LinkError::Protocol(
+                        "the server chose a version that was not offered",
+                    ));
+                }
                 let link = Link::start(context, outgoing, incoming, guard, received);
                 Ok((link, *welcome))
             }
@@ -182,7 +188,7 @@ mod tests {
             EXECUTION_VERSION,
             types::{Family, Mode},
         },
-        wire::{Code, Refused, WIRE_VERSION},
+        wire::{Code, Extensions, Features, Refused},
     };
     use commonware_cryptography::Signer as _;
     use commonware_runtime::{
@@ -208,13 +214,15 @@ mod tests {
 
     fn hello() -> Hello {
         Hello {
-            wire: WIRE_VERSION,
+            versions: Versions::OURS,
+            features: Features::OURS,
             execution: EXECUTION_VERSION,
             family: Family::Any,
             mode: Mode::Full,
             database: None,
             newest: None,
             rotations: Rotations::default(),
+            extensions: Extensions::default(),
         }
     }
 

@@ -5,7 +5,8 @@ use crate::runtime::Runtime;
 use bytes::Bytes;
 use commonware_runtime::Handle;
 use commonware_stream::{Receiver, Sender};
-use tokio::sync::mpsc;
+use std::{convert::Infallible, time::Duration};
+use tokio::sync::{mpsc, oneshot};
 
 /// Frames that may wait to be written. What they hold of a budget bounds their bytes.
 const OUTGOING_FRAMES: usize = 64;
@@ -16,22 +17,26 @@ const INCOMING_FRAMES: usize = 4;
 const WRITE_FRAMES: usize = 16;
 const WRITE_BYTES: usize = 256 * 1024;
 
+/// How long the frames of a connection that ends may take to be written.
+const FLUSH_MAX: Duration = Duration::from_secs(1);
+
 /// A frame on its way out.
 pub struct Outgoing {
-    frame: Bytes,
+    /// None where only the moment counts at which everything before is written.
+    frame: Option<Bytes>,
     held: Option<Box<dyn Send>>,
 }
 
 impl Outgoing {
     /// A frame that keeps `held` until it is written, or lost with its connection.
     pub fn holding(frame: Bytes, held: Box<dyn Send>) -> Self {
-        Self { frame, held: Some(held) }
+        Self { frame: Some(frame), held: Some(held) }
     }
 }
 
 impl From<Bytes> for Outgoing {
     fn from(frame: Bytes) -> Self {
-        Self { frame, held: None }
+        Self { frame: Some(frame), held: None }
     }
 }
 
@@ -73,6 +78,24 @@ pub fn spawn<E: Runtime>(context: &E, sender: impl Sender, receiver: impl Receiv
     Frames { outgoing, incoming, tasks: [writer, reader] }
 }
 
+/// Waits until what is queued is written, the connection is closed, or that takes too long: before a connection is
+/// dropped, which drops its queue.
+pub async fn flush<E: Runtime>(context: &E, outgoing: &mpsc::Sender<Outgoing>) {
+    // Dropped by the writer once everything before it is written.
+    let (held, written) = oneshot::channel::<Infallible>();
+    let last = Outgoing { frame: None, held: Some(Box::new(held)) };
+    let flushed = async {
+        if outgoing.send(last).await.is_ok() {
+            let _ = written.await;
+        }
+    };
+    tokio::select! {
+        biased;
+        () = flushed => {}
+        () = context.sleep(FLUSH_MAX) => {}
+    }
+}
+
 /// Writes frames until the queue or the connection closes.
 async fn write(mut sender: impl Sender, mut queue: mpsc::Receiver<Outgoing>) {
     let mut frames = Vec::with_capacity(WRITE_FRAMES);
@@ -81,13 +104,15 @@ async fn write(mut sender: impl Sender, mut queue: mpsc::Receiver<Outgoing>) {
         let mut bytes = 0;
         let mut next = Some(first);
         while let Some(Outgoing { frame, held: holds }) = next {
-            bytes += frame.len();
-            frames.push(frame);
+            bytes += frame.as_ref().map_or(0, Bytes::len);
+            frames.extend(frame);
             held.extend(holds);
             let is_full = frames.len() >= WRITE_FRAMES || bytes >= WRITE_BYTES;
             next = if is_full { None } else { queue.try_recv().ok() };
         }
-        if let Err(error) = sender.send_many(frames.drain(..)).await {
+        if !frames.is_empty()
+            && let Err(error) = sender.send_many(frames.drain(..)).await
+        {
             tracing::debug!(%error, "connection closed while writing");
             return;
         }

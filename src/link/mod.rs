@@ -16,7 +16,7 @@ mod frames;
 pub use bounded::Bounded;
 pub use client::{Link, LinkError, Stream};
 pub use connector::{ADDRESSES_MAX, Connected, Connector, HEAD_START};
-pub use frames::{Frames, Outgoing, spawn as spawn_frames};
+pub use frames::{Frames, Outgoing, flush, spawn as spawn_frames};
 
 use commonware_cryptography::{ChaCha20Poly1305, ed25519::PrivateKey};
 use commonware_stream::{

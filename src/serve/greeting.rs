@@ -10,8 +10,8 @@ use crate::{
     link::{HANDSHAKE_TIMEOUT, Outgoing},
     runtime::Runtime,
     wire::{
-        Code, FRAME_BYTES_MAX, Hello, RESPONSE_BYTES_MAX, RESPONSE_OPERATIONS_MAX, Refused, Reply,
-        WIRE_VERSION, Welcome, peek_wire_version,
+        Code, Extensions, FRAME_BYTES_MAX, Features, Hello, RESPONSE_BYTES_MAX,
+        RESPONSE_OPERATIONS_MAX, Refused, Reply, Versions, Welcome,
     },
 };
 use bytes::Bytes;
@@ -32,22 +32,21 @@ pub(super) async fn greet<E: Runtime>(
         () = context.sleep(HANDSHAKE_TIMEOUT) => None,
     };
     let frame = frame.ok_or_else(|| Refused::new(Code::Malformed, "no greeting"))?;
-    let wire = peek_wire_version(&frame);
-    if wire != Some(WIRE_VERSION) {
-        return Err(Refused::new(
-            Code::UnsupportedVersion,
-            format!(
-                "this server speaks wire version {WIRE_VERSION}, the client {}",
-                wire.unwrap_or(0)
-            ),
-        ));
-    }
+    let versions = Versions::peek(&frame)
+        .ok_or_else(|| Refused::new(Code::Malformed, "undecodable greeting"))?;
+    let Some(version) = Versions::OURS.common(versions) else {
+        let ours = Versions::OURS;
+        let text = format!("this server speaks wire {ours}, the client wire {versions}");
+        return Err(Refused::new(Code::UnsupportedVersion, text));
+    };
     let hello =
         Hello::decode(frame).map_err(|_| Refused::new(Code::Malformed, "undecodable greeting"))?;
     check_match(shared, &hello)?;
     check_memory(shared, &hello).await?;
     let head = shared.ledger.head();
     let welcome = Welcome {
+        version,
+        features: Features::OURS.common(hello.features),
         execution: EXECUTION_VERSION,
         hash: shared.ledger.kind().hash,
         checkpoint: head,
@@ -57,6 +56,7 @@ pub(super) async fn greet<E: Runtime>(
         requests_max: u32::try_from(limits::REQUESTS_IN_FLIGHT_MAX).unwrap_or(u32::MAX),
         heartbeat_interval: shared.config.heartbeat_interval,
         rotations: shared.config.rotations.clone(),
+        extensions: Extensions::default(),
     };
     let _ = outgoing.send(Reply::Welcome(Box::new(welcome)).encode().into()).await;
     Ok(hello)

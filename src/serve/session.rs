@@ -9,7 +9,7 @@ use super::{
 use crate::watch;
 use crate::{
     database::{Error as DatabaseError, Fetch},
-    link::{Frames, HANDSHAKE_TIMEOUT, Outgoing, credit::Balance},
+    link::{Frames, HANDSHAKE_TIMEOUT, Outgoing, credit::Balance, flush},
     runtime::Runtime,
     telemetry::context::{TraceContext, TraceContextExt as _},
     wire::{
@@ -162,17 +162,6 @@ async fn unauthorized<E: Runtime>(shared: &Shared<E>, key: &PublicKey) {
             std::future::pending::<()>().await;
         }
     }
-}
-
-/// Gives the writer time to send what is queued, since dropping the connection drops the queue.
-async fn flush<E: Runtime>(context: &E, outgoing: &mpsc::Sender<Outgoing>) {
-    for _ in 0..100 {
-        if outgoing.capacity() == outgoing.max_capacity() {
-            break;
-        }
-        context.sleep(Duration::from_millis(5)).await;
-    }
-    context.sleep(Duration::from_millis(20)).await;
 }
 
 /// Reads messages until there is a reason to stop.

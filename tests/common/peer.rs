@@ -13,7 +13,7 @@ use std::{net::SocketAddr, path::Path, time::Duration};
 use syncd::{
     database::{EXECUTION_VERSION, types::Mode},
     link::{Frames, spawn_frames, upgrader},
-    wire::{FRAME_BYTES_MAX, Hello, NAMESPACE, Reply, WIRE_VERSION},
+    wire::{FRAME_BYTES_MAX, Features, Hello, NAMESPACE, Reply, Versions},
 };
 
 /// Runs `work` on the production runtime, with storage in `directory` that nobody else uses.
@@ -44,13 +44,15 @@ impl Door {
             address: server.sync.parse().unwrap(),
             server: syncd::keys::parse_public(&public("identity.pub")).unwrap(),
             hello: Hello {
-                wire: WIRE_VERSION,
+                versions: Versions::OURS,
+                features: Features::OURS,
                 execution: EXECUTION_VERSION,
                 family: syncd::database::types::Family::Any,
                 mode: Mode::Full,
                 database: Some(database),
                 newest: None,
                 rotations: syncd::checkpoint::Rotations::default(),
+                extensions: syncd::wire::Extensions::default(),
             },
         }
     }

@@ -289,12 +289,20 @@ impl Model {
 
     /// What a replica says of its lag is never less than the truth allows: 0 counts for as long as
     /// its newest signature is fresh.
-    pub fn check_lag(&self, index: usize, lag_seconds: f64, allowed: Duration, now: Duration) {
+    pub fn check_lag(
+        &self,
+        index: usize,
+        lag_seconds: f64,
+        allowed: Duration,
+        now: Duration,
+        describe: impl Fn() -> String,
+    ) {
         let Some(since) = self.replicas[index].behind_since else { return };
         let behind = now.saturating_sub(since);
         assert!(
             behind <= allowed || lag_seconds > 0.0,
-            "replica {index} has been behind for {behind:?} and says 0"
+            "replica {index} has been behind for {behind:?} and says 0: {}",
+            describe()
         );
     }
 }

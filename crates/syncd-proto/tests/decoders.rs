@@ -8,10 +8,14 @@ use commonware_codec::{DecodeExt as _, Encode as _};
 use commonware_cryptography::{Hasher as _, Sha256};
 use proptest::prelude::*;
 use samples::{checkpoint, commit, hello, requests, rotation, trace};
+use std::time::Duration;
 use syncd_proto::{
     checkpoint::SignedCheckpoint,
     commit::Commit,
-    wire::{ClientMessage, Hello, Refused, Reply, Response, ServerMessage},
+    wire::{
+        ClientMessage, Code, EXTENSION_BYTES_MAX, EXTENSIONS_MAX, Extensions, Features, Hello,
+        Refused, Reply, Response, ServerMessage, Versions,
+    },
 };
 
 /// Formats are a promise: a change of one shows here, and needs a new version.
@@ -28,7 +32,7 @@ fn formats_are_pinned() {
 }
 
 const PINNED: [&str; 4] =
-    ["71aba308a8a54f76", "31cfd95eba5f9ec1", "d9c6457c850fff76", "a519566191c238cc"];
+    ["71aba308a8a54f76", "31cfd95eba5f9ec1", "a9000758093b7129", "a519566191c238cc"];
 
 #[test]
 fn what_is_encoded_is_decoded() {
@@ -83,4 +87,31 @@ proptest! {
             prop_assert_ne!(decoded, commit());
         }
     }
+}
+
+/// What greetings begin with is the same in every version, so that each can say why it does not understand another.
+#[test]
+fn the_greeting_begins_as_it_always_did() {
+    let greeting = hello().encode();
+    assert_eq!(hex::encode(&greeting[..12]), "000500050000000000000000");
+    let later = hex::decode("00060009ffffffffffffffff6e6f626f6479206b6e6f7773").unwrap();
+    assert_eq!(Versions::peek(&later), Some(Versions { oldest: 6, newest: 9 }));
+    assert_eq!(Versions::peek(&later[..3]), None);
+    // Of a reply, the kind, and of a refusal all.
+    let refused = Refused::later(Code::UnsupportedVersion, "no", Duration::from_millis(258));
+    let reply = Reply::Refused(refused).encode();
+    assert_eq!(hex::encode(reply), "0104026e6f0000000000000102");
+}
+
+/// A version that knows more says more, and is understood.
+#[test]
+fn unknown_extensions_are_skipped() {
+    let mut hello = hello();
+    hello.extensions = Extensions(vec![(0xffff, vec![7; EXTENSION_BYTES_MAX]); EXTENSIONS_MAX]);
+    hello.features = Features(u64::MAX);
+    assert_eq!(Hello::decode(hello.encode()).unwrap(), hello);
+    hello.extensions.0.push((1, Vec::new()));
+    assert!(Hello::decode(hello.encode()).is_err());
+    hello.extensions = Extensions(vec![(1, vec![7; EXTENSION_BYTES_MAX + 1])]);
+    assert!(Hello::decode(hello.encode()).is_err());
 }

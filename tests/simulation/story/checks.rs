@@ -165,7 +165,14 @@ impl Story {
                 // Two heartbeats as a replica takes them before it is told how often they come, the
                 // tolerated difference, and a delay.
                 let allowed = Duration::from_secs(25);
-                model.check_lag(index, replica.lag_seconds(client.clock.moment()), allowed, now);
+                let moment = client.clock.moment();
+                let describe = || {
+                    let newest = replica.known.newest().map(|newest| newest.checkpoint);
+                    let head = replica.head().map(|head| head.checkpoint.sequence);
+                    let age = replica.known.signature_age(moment);
+                    format!("at {now:?} it serves {head:?}, knows {newest:?}, of age {age:?}")
+                };
+                model.check_lag(index, replica.lag_seconds(moment), allowed, now, describe);
             }
         }
     }

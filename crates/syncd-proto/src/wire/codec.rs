@@ -1,8 +1,8 @@
 //! The encoding of the messages: a byte for each variant, big-endian integers, bounded lengths.
 
 use super::{
-    ClientMessage, Code, Hello, RESPONSE_BYTES_ACCEPTED, Refused, Reply, Request, Response,
-    ServerMessage, Welcome,
+    ClientMessage, Code, Extensions, Features, Hello, RESPONSE_BYTES_ACCEPTED, Refused, Reply,
+    Request, Response, ServerMessage, Versions, Welcome,
 };
 use crate::{
     checkpoint::{Rotations, SignedCheckpoint},
@@ -51,23 +51,28 @@ fn read_duration(buf: &mut impl Buf) -> Result<Duration, CodecError> {
 
 impl Write for Hello {
     fn write(&self, buf: &mut impl BufMut) {
-        self.wire.write(buf);
+        self.versions.write(buf);
+        self.features.write(buf);
         self.execution.write(buf);
         self.family.write(buf);
         self.mode.write(buf);
         self.database.write(buf);
         self.newest.write(buf);
         self.rotations.write(buf);
+        self.extensions.write(buf);
     }
 }
 
 impl EncodeSize for Hello {
     fn encode_size(&self) -> usize {
-        2 + ExecutionVersion::SIZE
+        Versions::SIZE
+            + Features::SIZE
+            + ExecutionVersion::SIZE
             + 2
             + self.database.encode_size()
             + self.newest.encode_size()
             + self.rotations.encode_size()
+            + self.extensions.encode_size()
     }
 }
 
@@ -75,20 +80,17 @@ impl Read for Hello {
     type Cfg = ();
     fn read_cfg(buf: &mut impl Buf, _: &()) -> Result<Self, CodecError> {
         Ok(Self {
-            wire: u16::read(buf)?,
+            versions: Versions::read(buf)?,
+            features: Features::read(buf)?,
             execution: ExecutionVersion::read(buf)?,
             family: Family::read(buf)?,
             mode: Mode::read(buf)?,
             database: Option::read(buf)?,
             newest: Option::read(buf)?,
             rotations: Rotations::read(buf)?,
+            extensions: Extensions::read(buf)?,
         })
     }
-}
-
-/// Reads only the version of a [`Hello`], so that one of another version can be answered by name.
-pub fn peek_wire_version(frame: &[u8]) -> Option<u16> {
-    Some(u16::from_be_bytes(frame.get(..2)?.try_into().ok()?))
 }
 
 impl Write for Refused {
@@ -123,6 +125,8 @@ impl Write for Reply {
         match self {
             Self::Welcome(welcome) => {
                 0u8.write(buf);
+                welcome.version.write(buf);
+                welcome.features.write(buf);
                 welcome.execution.write(buf);
                 welcome.hash.write(buf);
                 welcome.checkpoint.write(buf);
@@ -132,6 +136,7 @@ impl Write for Reply {
                 welcome.requests_max.write(buf);
                 write_duration(welcome.heartbeat_interval, buf);
                 welcome.rotations.write(buf);
+                welcome.extensions.write(buf);
             }
             Self::Refused(refused) => {
                 1u8.write(buf);
@@ -145,8 +150,9 @@ impl EncodeSize for Reply {
     fn encode_size(&self) -> usize {
         1 + match self {
             Self::Welcome(welcome) => {
+                let chosen = 2 + Features::SIZE;
                 let fixed = ExecutionVersion::SIZE + 1 + SignedCheckpoint::SIZE + 8 + 8 + 4 + 4 + 8;
-                fixed + welcome.rotations.encode_size()
+                chosen + fixed + welcome.rotations.encode_size() + welcome.extensions.encode_size()
             }
             Self::Refused(refused) => refused.encode_size(),
         }
@@ -158,6 +164,8 @@ impl Read for Reply {
     fn read_cfg(buf: &mut impl Buf, _: &()) -> Result<Self, CodecError> {
         match u8::read(buf)? {
             0 => Ok(Self::Welcome(Box::new(Welcome {
+                version: u16::read(buf)?,
+                features: Features::read(buf)?,
                 execution: ExecutionVersion::read(buf)?,
                 hash: HashKind::read(buf)?,
                 checkpoint: SignedCheckpoint::read(buf)?,
@@ -167,6 +175,7 @@ impl Read for Reply {
                 requests_max: u32::read(buf)?,
                 heartbeat_interval: read_duration(buf)?,
                 rotations: Rotations::read(buf)?,
+                extensions: Extensions::read(buf)?,
             }))),
             1 => Ok(Self::Refused(Refused::read(buf)?)),
             other => Err(CodecError::InvalidEnum(other)),

@@ -9,8 +9,9 @@
 //! is allocated before its length was checked.
 
 mod codec;
+mod greeting;
 
-pub use codec::peek_wire_version;
+pub use greeting::{EXTENSION_BYTES_MAX, EXTENSIONS_MAX, Extensions, Features, Versions};
 
 use crate::{
     checkpoint::{Rotations, SignedCheckpoint},
@@ -22,8 +23,6 @@ use crate::{
 use bytes::Bytes;
 use std::time::Duration;
 
-/// Version of these messages. A server refuses others by name.
-pub const WIRE_VERSION: u16 = 4;
 /// Namespace of the channel's handshake.
 pub const NAMESPACE: &[u8] = b"_SYNCD_LINK";
 /// Most bytes of one message.
@@ -45,8 +44,10 @@ pub const RESPONSE_OPERATIONS_MAX: u64 = 10_000;
 /// What a client says first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hello {
-    /// [`WIRE_VERSION`] of the client.
-    pub wire: u16,
+    /// Which versions of these messages the client speaks.
+    pub versions: Versions,
+    /// What it can do beyond that.
+    pub features: Features,
     /// What executes commits at the client.
     pub execution: ExecutionVersion,
     /// Family it is configured for.
@@ -59,11 +60,17 @@ pub struct Hello {
     pub newest: Option<SignedCheckpoint>,
     /// How the publisher's keys followed each other, as far as the client learned it.
     pub rotations: Rotations,
+    /// What later versions add.
+    pub extensions: Extensions,
 }
 
 /// What a server answers to an acceptable [`Hello`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Welcome {
+    /// The version that is spoken from here on.
+    pub version: u16,
+    /// What both ends can do.
+    pub features: Features,
     /// What executes commits at the server.
     pub execution: ExecutionVersion,
     /// Hash of the database.
@@ -82,6 +89,8 @@ pub struct Welcome {
     pub heartbeat_interval: Duration,
     /// How the publisher's keys followed each other.
     pub rotations: Rotations,
+    /// What later versions add.
+    pub extensions: Extensions,
 }
 
 /// Why a request or a connection is refused. None of these is a wrongdoing.
@@ -95,7 +104,7 @@ pub enum Code {
     Pruned,
     /// Not reached yet.
     Ahead,
-    /// Another wire version.
+    /// No wire version that both speak.
     UnsupportedVersion,
     /// Another execution version: commits cannot be followed.
     ExecutionVersion,
