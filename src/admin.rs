@@ -133,7 +133,7 @@ mod tests {
         let (status, _, body) = get(&health, "/readyz", "").await;
         assert!(status == 503 && body.contains("draining") && !body.contains('\n'), "{body}");
         assert_eq!(get(&health, "/livez", "").await.0, 200);
-        health.died("publisher");
+        health.died(crate::tasks::Task::Publisher);
         let (status, _, body) = get(&health, "/livez", "").await;
         assert!(status == 503 && body.contains("publisher"), "{body}");
     }

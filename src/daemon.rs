@@ -13,6 +13,7 @@ use crate::{
     runtime::StorageGuard,
     stdio,
     supervisor::Supervisor,
+    tasks::Task,
     telemetry::{
         Telemetry,
         logs::{self, Level},
@@ -298,7 +299,7 @@ pub fn serve_admin(
     metrics: Arc<http::Metrics>,
     shares: Shares,
     sync: Option<usize>,
-) {
+) -> Port {
     let registry = context.child("encode");
     let mut connections = vec![("api", shares.api), ("metrics", shares.metrics)];
     connections.extend(sync.map(|max| ("sync", max)));
@@ -315,11 +316,7 @@ pub fn serve_admin(
         place_max: Some(http::METRICS_PLACE_MAX),
         metrics,
     };
-    tokio::spawn(async move {
-        if let Err(error) = http::serve(listener, router, port, std::future::pending()).await {
-            tracing::error!(%error, "the metrics port failed");
-        }
-    });
+    tokio::spawn(http::serve(listener, router, port, std::future::pending()))
 }
 
 /// Serves the API until `stop` is set; the handle ends when what was in flight has.
@@ -329,16 +326,31 @@ pub fn serve_api(
     connections_max: usize,
     mut stop: crate::watch::Receiver<bool>,
     metrics: Arc<http::Metrics>,
-) -> tokio::task::JoinHandle<()> {
+) -> Port {
     let port = http::Port { name: "api", connections_max, place_max: None, metrics };
-    tokio::spawn(async move {
-        let stopped = async move {
-            let _ = stop.wait_for(|stop| *stop).await;
-        };
-        if let Err(error) = http::serve(listener, router, port, stopped).await {
-            tracing::error!(%error, "the API port failed");
-        }
-    })
+    let stopped = async move {
+        let _ = stop.wait_for(|stop| *stop).await;
+    };
+    tokio::spawn(http::serve(listener, router, port, stopped))
+}
+
+/// A port that is being served.
+pub type Port = tokio::task::JoinHandle<std::io::Result<()>>;
+
+/// Waits until one of the ports is no longer served, which does not happen by itself.
+pub async fn ports_ended(api: &mut Port, metrics: &mut Port) -> (Task, Failure) {
+    let (task, ended) = tokio::select! {
+        ended = api => (Task::Api, ended),
+        ended = metrics => (Task::Metrics, ended),
+    };
+    let reason = match ended {
+        Ok(Ok(())) => "it ended by itself".to_string(),
+        Ok(Err(error)) => error.to_string(),
+        Err(error) => error.to_string(),
+    };
+    let failure = Failure::new(exit::INTERNAL, format!("the {task} port failed: {reason}"));
+    tracing::error!(error = %failure, "cannot go on");
+    (task, failure)
 }
 
 /// Writes where the daemon listens to `public/endpoints.json`, for tools on this machine.

@@ -74,6 +74,8 @@ pub mod server;
 pub mod stdio;
 #[cfg(feature = "daemon")]
 pub mod supervisor;
+#[cfg(feature = "daemon")]
+pub mod tasks;
 pub mod telemetry;
 
 pub use replica::{Builder, Ended, OpenError, Read, Replica, Server, States};

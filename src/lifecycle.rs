@@ -1,6 +1,6 @@
 //! A daemon's life outside of its work: the signals it gets, its health.
 
-use crate::watch;
+use crate::{tasks::Task, watch};
 use commonware_utils::sync::Mutex;
 use signal_hook::{
     consts::{SIGHUP, SIGINT, SIGTERM},
@@ -64,7 +64,7 @@ pub type Ready = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
 pub struct Health {
     ready: Arc<Mutex<Option<Ready>>>,
     draining: Arc<watch::Sender<bool>>,
-    dead: Arc<Mutex<Option<String>>>,
+    dead: Arc<Mutex<Option<Task>>>,
 }
 
 impl Default for Health {
@@ -89,8 +89,8 @@ impl Health {
     }
 
     /// A supervised task died.
-    pub fn died(&self, task: &str) {
-        self.dead.lock().get_or_insert_with(|| task.to_string());
+    pub fn died(&self, task: Task) {
+        self.dead.lock().get_or_insert(task);
     }
 
     /// Whether requests should be sent here.
@@ -104,7 +104,7 @@ impl Health {
 
     /// Whether the process should be left alone.
     pub fn liveness(&self) -> Result<(), String> {
-        self.dead.lock().clone().map_or(Ok(()), |task| Err(format!("task '{task}' has died")))
+        self.dead.lock().map_or(Ok(()), |task| Err(format!("task '{task}' has died")))
     }
 }
 
@@ -122,7 +122,7 @@ mod tests {
         health.drain();
         assert_eq!(health.readiness().unwrap_err(), "draining");
         health.liveness().unwrap();
-        health.died("publisher");
+        health.died(Task::Publisher);
         assert!(health.liveness().unwrap_err().contains("publisher"));
     }
 }

@@ -30,7 +30,7 @@ const LAYERS: [&[&str]; 10] = [
     &["link", "keys", "descriptors", "lifecycle", "documents"],
     &["directory"],
     &["telemetry"],
-    &["stdio", "exit"],
+    &["stdio", "exit", "tasks"],
 ];
 /// Imports that still point upward: a list that only gets shorter.
 const UPWARD: [(&str, &str); 4] = [

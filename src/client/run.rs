@@ -3,7 +3,7 @@
 use super::{
     adopt,
     backend::ClientBackend,
-    core::{self, Core, Ended, Error, Setup},
+    core::{self, Ended, Error, Setup},
     state::ReplicaState,
     sync_loop::{Config as LoopConfig, Pace},
 };
@@ -21,10 +21,11 @@ use crate::{
     directory::{self, Role},
     documents::Endpoints,
     exit, http, keys,
-    lifecycle::{Health, Shutdown},
+    lifecycle::Health,
     link::{self, Connector},
     replicate::state_sync,
     runtime::{Runtime as _, StorageGuard},
+    tasks::Task,
     telemetry::{Telemetry, logs::Level, traces::SpanCounts},
 };
 use commonware_cryptography::ed25519::{PrivateKey, PublicKey};
@@ -211,7 +212,7 @@ async fn run(
     };
     let registry = context.child("syncd");
     let connections = Arc::new(http::Metrics::new(&registry.child("http")));
-    daemon::serve_admin(
+    let mut admin = daemon::serve_admin(
         &context,
         metrics,
         health.clone(),
@@ -234,7 +235,7 @@ async fn run(
     let watched = backend.clone();
     let address = config.api.ip();
     let router = api::router(backend, tokens.clone(), address, requests, stopped.clone());
-    let serving = daemon::serve_api(api, router, shares.api, stopped, connections);
+    let mut serving = daemon::serve_api(api, router, shares.api, stopped, connections);
     set_ready(&health, &context, &core.replica, &config);
     daemon::write_endpoints(&config.storage_dir, &endpoints)?;
     tracing::info!(
@@ -252,9 +253,15 @@ async fn run(
         daemon::reload_level(&level, &config.common, &mut report);
         report
     });
-    let result = work(&mut core, &config, &shutdown, reload).await;
-    if let Err(failure) = result {
-        health.died("loop");
+    let serves_on = config.on_equivocation == OnEquivocation::Serve;
+    let result = tokio::select! {
+        () = shutdown.wait() => Ok(()),
+        () = reload => Ok(()),
+        ended = core.ended(serves_on) => Err(explain(ended)),
+        ended = daemon::ports_ended(&mut serving, &mut admin) => Err(ended),
+    };
+    if let Err((task, failure)) = result {
+        health.died(task);
         return Err(failure);
     }
     tracing::info!("draining");
@@ -297,22 +304,12 @@ fn set_ready(
     }));
 }
 
-/// Waits for a reason to end.
-async fn work(
-    core: &mut Core<Context>,
-    config: &Config,
-    shutdown: &Shutdown,
-    reload: impl Future<Output = ()>,
-) -> Result<(), Failure> {
-    let serves_on = config.on_equivocation == OnEquivocation::Serve;
-    tokio::select! {
-        () = shutdown.wait() => Ok(()),
-        () = reload => Ok(()),
-        ended = core.ended(serves_on) => Err(match ended {
-            Ended::Fatal(fatal) => Failure::new(exit::DATA, fatal.to_string()),
-            Ended::Storage(error) => failure(error),
-            Ended::Unexpected(text) => Failure::new(exit::INTERNAL, text),
-        }),
+/// Which task ended, and what the process says of it.
+fn explain(ended: Ended) -> (Task, Failure) {
+    match ended {
+        Ended::Fatal(fatal) => (Task::Loop, Failure::new(exit::DATA, fatal.to_string())),
+        Ended::Storage(error) => (Task::Upkeep, failure(error)),
+        Ended::Unexpected(text) => (Task::Loop, Failure::new(exit::INTERNAL, text)),
     }
 }
 

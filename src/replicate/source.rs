@@ -2,7 +2,7 @@
 
 use crate::watch;
 use crate::{
-    database::{Fetch, FetchError, Fetched, Fetcher},
+    database::{Fetch, FetchError, Fetched, Fetcher, Proved},
     link::{Link, LinkError},
     runtime::Runtime,
     wire::{Code, Request, Response},
@@ -92,10 +92,11 @@ impl<E: Runtime> Fetcher for LinkSource<E> {
             match link.request(Request::Fetch(fetch)).await {
                 Ok(Response::Operations(body)) => {
                     let (reject, progress) = (self.reject.clone(), self.progress.clone());
-                    let verdict = Box::new(move |valid: bool| {
-                        if valid {
-                            progress.operations.fetch_add(fetch.max().get(), Ordering::Relaxed);
-                        } else {
+                    let verdict = Box::new(move |proved| match proved {
+                        Proved::Right { operations } => {
+                            progress.operations.fetch_add(operations, Ordering::Relaxed);
+                        }
+                        Proved::Wrong => {
                             reject();
                             link.close(LinkError::Protocol("the proof of an answer does not hold"));
                         }

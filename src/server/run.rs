@@ -17,6 +17,7 @@ use crate::{
     lifecycle::Health,
     runtime::StorageGuard,
     serve::Authorized,
+    tasks::Task,
     telemetry::{Telemetry, logs::Level, traces::SpanCounts},
 };
 use arc_swap::ArcSwapOption;
@@ -152,7 +153,7 @@ async fn run(
     let connections = Arc::new(http::Metrics::new(&registry.child("http")));
     let shares = descriptors.shares;
     let sockets = Some(shares.sessions + shares.handshakes);
-    daemon::serve_admin(
+    let mut admin = daemon::serve_admin(
         &context,
         metrics,
         health.clone(),
@@ -166,9 +167,18 @@ async fn run(
     let _build = daemon::build_info(&registry);
     let public = (identity.public_key(), publisher.public_key());
     let setup = setup(&config, identity, publisher, authorized.clone(), guard);
+    let starting = core::start(context.child("server"), &registry, setup, listener);
+    tokio::pin!(starting);
     let mut core = tokio::select! {
-        core = core::start(context.child("server"), &registry, setup, listener) => core.map_err(failure)?,
-        () = shutdown.wait() => return Ok(()),
+        core = &mut starting => core.map_err(failure)?,
+        () = shutdown.wait() => {
+            // What is executed again or made is not broken off half way, unless that takes too long.
+            let started = tokio::time::timeout(config.common.shutdown_grace, starting).await;
+            return match started {
+                Ok(core) => core.map_err(failure)?.drain().await.map_err(failure),
+                Err(_) => Ok(()),
+            };
+        }
     };
     let directory = daemon::public_dir(&config.storage_dir);
     for (name, line) in [
@@ -193,7 +203,7 @@ async fn run(
     let requests = api::Metrics::new(&registry.child("http"));
     let watched = backend.clone();
     let router = api::router(backend, tokens.clone(), api_host, requests, stopped.clone());
-    let serving = daemon::serve_api(api, router, shares.api, stopped, connections);
+    let mut serving = daemon::serve_api(api, router, shares.api, stopped, connections);
     health.set_ready(Arc::new(|| Ok(())));
     daemon::write_endpoints(&config.storage_dir, &endpoints)?;
     announce(&core, &endpoints);
@@ -205,10 +215,11 @@ async fn run(
     let result = tokio::select! {
         () = shutdown.wait() => Ok(()),
         () = reload => Ok(()),
-        failure = supervise(&mut core) => Err(failure),
+        ended = supervise(&mut core) => Err(ended),
+        ended = daemon::ports_ended(&mut serving, &mut admin) => Err(ended),
     };
-    if let Err(failure) = result {
-        health.died("publisher");
+    if let Err((task, failure)) = result {
+        health.died(task);
         return Err(failure);
     }
     tracing::info!("draining");
@@ -245,10 +256,10 @@ fn announce(core: &Core<Context>, endpoints: &Endpoints) {
     );
 }
 
-/// Waits for a reason to end.
-async fn supervise(core: &mut Core<Context>) -> Failure {
+/// Waits for the end of a task that should not end.
+async fn supervise(core: &mut Core<Context>) -> (Task, Failure) {
     tokio::select! {
-        claim = core.amnesia.recv() => match claim {
+        claim = core.amnesia.recv() => (Task::Listener, match claim {
             Some(claim) => {
                 let checkpoint = claim.checkpoint;
                 let error =
@@ -257,15 +268,15 @@ async fn supervise(core: &mut Core<Context>) -> Failure {
                 failure(error)
             }
             None => Failure::new(exit::INTERNAL, "the listener ended"),
-        },
-        result = &mut core.publishing => match result {
+        }),
+        result = &mut core.publishing => (Task::Publisher, match result {
             Ok(Ok(())) => Failure::new(exit::INTERNAL, "the publisher ended by itself"),
             Ok(Err(error)) => {
                 tracing::error!(%error, "the publisher failed");
                 failure(error.into())
             }
             Err(error) => Failure::new(exit::INTERNAL, format!("the publisher ended: {error}")),
-        },
+        }),
     }
 }
 

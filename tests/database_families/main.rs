@@ -23,7 +23,7 @@ use std::{
 };
 use syncd::database::{
     self, Database, Error, Exporter, Fetch, FetchError, Fetched, Fetcher, Kind, OpenAt, Place,
-    Prepared, State, StateSync, SyncError,
+    Prepared, Proved, State, StateSync, SyncError,
     record::CommitMetadata,
     types::{Change, Family, HashKind, Mode},
 };
@@ -155,8 +155,8 @@ impl Fetcher for Local {
             body
         };
         let refused = self.refused.clone();
-        let verdict = Box::new(move |right: bool| {
-            if !right {
+        let verdict = Box::new(move |proved| {
+            if proved == Proved::Wrong {
                 refused.fetch_add(1, Ordering::Relaxed);
             }
         });

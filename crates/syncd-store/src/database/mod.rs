@@ -29,7 +29,7 @@ pub use generation::{
 };
 pub use keyless::SCAN_OPERATIONS_MAX;
 pub use open::{OpenAt, open, state_sync};
-pub use source::{FetchError, Fetched, Fetcher, Verdict};
+pub use source::{FetchError, Fetched, Fetcher, Proved, Verdict};
 pub(crate) use storage::PAGE_SIZE as LOG_PAGE_SIZE;
 pub use syncd_proto::{
     database::{EXECUTION_VERSION, ExecutionVersion, Fetch, Kind, Operation, State, WriteRule},

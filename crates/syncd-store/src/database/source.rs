@@ -6,7 +6,7 @@ use super::{
 };
 use bytes::Bytes;
 use commonware_codec::{Decode, Read};
-use commonware_cryptography::Hasher;
+use commonware_cryptography::{Digest, Hasher};
 use commonware_runtime::Spawner;
 use commonware_storage::{
     merkle::MAX_PROOF_DIGESTS_PER_ELEMENT,
@@ -33,8 +33,20 @@ pub enum FetchError {
     Cancelled,
 }
 
-/// Called once with whether the answer proved right.
-pub type Verdict = Box<dyn FnOnce(bool) + Send>;
+/// Called once, with what the answer proved to be.
+pub type Verdict = Box<dyn FnOnce(Proved) + Send>;
+
+/// What an answer proved to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Proved {
+    /// The proof holds, of so many operations.
+    Right {
+        /// Operations of the database that came with it.
+        operations: u64,
+    },
+    /// It does not hold, or cannot be decoded.
+    Wrong,
+}
 
 /// An answer and whom to tell what became of it.
 pub struct Fetched {
@@ -88,7 +100,7 @@ where
         let Fetched { body, verdict } = fetcher.fetch(fetch).await?;
         match Response::decode_cfg(body, &response_config(&fetch)) {
             Ok(response) => return Ok((response, verdict)),
-            Err(_) => verdict(false),
+            Err(_) => verdict(Proved::Wrong),
         }
     }
 }
@@ -107,22 +119,24 @@ where
     async fn serve(&self, request: Request<Merkle>) -> sync::source::Result<Self> {
         let fetch = to_fetch(request);
         let (response, verdict) = fetch_decoded::<H, Op>(&*self.fetcher, fetch).await?;
+        let operations = count(&response);
         let (judge, judged) = oneshot::channel();
         let (candidates, next) = mpsc::channel(1);
         let fetcher = self.fetcher.clone();
         // Told of a wrong answer, this task brings the next one; it ends with the request.
         self.context.child("verdict").spawn(move |_| async move {
-            let (mut judged, mut verdict) = (judged, verdict);
+            let (mut judged, mut verdict, mut operations) = (judged, verdict, operations);
             // A dropped sender is no judgement: the request was called off.
             while let Ok(valid) = judged.await {
-                verdict(valid);
                 if valid {
-                    return;
+                    return verdict(Proved::Right { operations });
                 }
+                verdict(Proved::Wrong);
                 let Ok((response, next_verdict)) = fetch_decoded::<H, Op>(&*fetcher, fetch).await
                 else {
                     return;
                 };
+                operations = count(&response);
                 let (judge, next_judged) = oneshot::channel();
                 if candidates.send((response, judge)).await.is_err() {
                     return;
@@ -131,6 +145,14 @@ where
             }
         });
         Ok((response, Some(Feedback::new(judge, next))))
+    }
+}
+
+/// Operations in an answer. That of a boundary is sent again with those after it.
+const fn count<Op, D: Digest>(response: &Response<Merkle, Op, D>) -> u64 {
+    match response {
+        Response::Operations { operations, .. } => operations.len() as u64,
+        Response::Boundary { .. } => 0,
     }
 }
 
