@@ -12,7 +12,7 @@ use syncd::{Replica, Server, Trust, keys};
 
 /// Opens the replica in `directory` that trusts the keys in `public`, and gives every value of `key` to `show` with the
 /// sequence of its commit, until that says to stop.
-pub async fn follow(
+pub(crate) async fn follow(
     server: &str,
     public: &Path,
     directory: &Path,

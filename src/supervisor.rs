@@ -135,6 +135,7 @@ fn send_all(messages: &Receiver<Message>) {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::documents::ClientStatus;

@@ -1,5 +1,5 @@
 //! What a wrong command line, file, port or directory is answered with, and how daemons live.
-#![allow(missing_docs, clippy::unwrap_used)]
+#![allow(missing_docs, clippy::unwrap_used, unreachable_pub)]
 
 mod common;
 

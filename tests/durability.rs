@@ -1,5 +1,5 @@
 //! Durability and verification, shown by killing processes.
-#![allow(missing_docs, clippy::unwrap_used)]
+#![allow(missing_docs, clippy::unwrap_used, unreachable_pub)]
 
 mod common;
 

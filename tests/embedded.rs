@@ -1,5 +1,5 @@
 //! The replica as a part of another program, beside a real server.
-#![allow(missing_docs, clippy::unwrap_used)]
+#![allow(missing_docs, clippy::unwrap_used, unreachable_pub)]
 
 mod common;
 #[path = "../examples/embedded.rs"]

@@ -1,5 +1,5 @@
 //! Every family, mode and storage with real processes: what each does, and what it refuses by name.
-#![allow(missing_docs, clippy::unwrap_used)]
+#![allow(missing_docs, clippy::unwrap_used, unreachable_pub)]
 
 mod common;
 

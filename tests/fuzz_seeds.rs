@@ -1,5 +1,5 @@
 //! Writes the corpora that fuzzing begins with (`fuzz/README.md`).
-#![allow(missing_docs, clippy::unwrap_used)]
+#![allow(missing_docs, clippy::unwrap_used, unreachable_pub)]
 
 #[path = "../crates/syncd-proto/tests/samples/mod.rs"]
 mod samples;

@@ -1,6 +1,6 @@
 //! Clients that flood, stall and lie: the server's memory stays bounded, each bound is reached and
 //! answered by its name, and honest clients go on.
-#![allow(missing_docs, clippy::unwrap_used)]
+#![allow(missing_docs, clippy::unwrap_used, unreachable_pub)]
 
 mod common;
 

@@ -1,7 +1,7 @@
 //! A client and a server that lies to it: whatever it says, the last verified state stays and is
 //! served, the right thing is counted, the client does not hammer the server, and an honest server
 //! is followed again.
-#![allow(missing_docs, clippy::unwrap_used)]
+#![allow(missing_docs, clippy::unwrap_used, unreachable_pub)]
 
 mod common;
 

@@ -1,5 +1,5 @@
 //! `/metrics`: what the contract names is there from the start, and no peer can make it grow.
-#![allow(missing_docs, clippy::unwrap_used)]
+#![allow(missing_docs, clippy::unwrap_used, unreachable_pub)]
 
 mod common;
 

@@ -1,5 +1,5 @@
 //! Proofs that an auditor checks with a file, a key and nothing else.
-#![allow(missing_docs, clippy::unwrap_used)]
+#![allow(missing_docs, clippy::unwrap_used, unreachable_pub)]
 
 mod common;
 

@@ -1,5 +1,5 @@
 //! A server and its replicas as real processes: real records, absences, rebuilding.
-#![allow(missing_docs, clippy::unwrap_used)]
+#![allow(missing_docs, clippy::unwrap_used, unreachable_pub)]
 
 mod common;
 

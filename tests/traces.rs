@@ -1,6 +1,6 @@
 //! Traces as a collector sees them: one tree for a write, one for a replica's iteration on both
 //! sides, nothing lost at shutdown, and nothing spent on a collector that is not there.
-#![allow(missing_docs, clippy::unwrap_used)]
+#![allow(missing_docs, clippy::unwrap_used, unreachable_pub)]
 
 mod common;
 

@@ -1,5 +1,5 @@
 //! Who is trusted: keys and their successors, forks, a server that forgot, the channel.
-#![allow(missing_docs, clippy::unwrap_used)]
+#![allow(missing_docs, clippy::unwrap_used, unreachable_pub)]
 
 mod common;
 

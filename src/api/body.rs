@@ -17,19 +17,19 @@ use tokio::{
 };
 
 /// How long a request's body may take to arrive.
-pub const BODY_TIMEOUT: Duration = Duration::from_secs(60);
+pub(super) const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a body may stand still.
-pub const BODY_STALL_MAX: Duration = Duration::from_secs(10);
+pub(super) const BODY_STALL_MAX: Duration = Duration::from_secs(10);
 /// The slowest that a body may come for longer than that, in bytes a second.
-pub const BODY_RATE_MIN: u64 = 4 * 1024;
+pub(super) const BODY_RATE_MIN: u64 = 4 * 1024;
 /// How long a body may still take once the process drains.
-pub const BODY_DRAIN_MAX: Duration = Duration::from_secs(2);
+pub(super) const BODY_DRAIN_MAX: Duration = Duration::from_secs(2);
 /// Bytes of bodies that are held at once, beyond the first [`BODY_FREE_BYTES`] of each; more are
 /// answered `busy`.
-pub const BODIES_BYTES_MAX: usize = 32 * 1024 * 1024;
+pub(super) const BODIES_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// Bytes of each body that always find room, so that large bodies do not keep single values out.
 /// Connections bound them.
-pub const BODY_FREE_BYTES: usize = VALUE_LENGTH_MAX;
+pub(super) const BODY_FREE_BYTES: usize = VALUE_LENGTH_MAX;
 /// Smallest piece of memory for a body.
 const PIECE_MIN: usize = 4096;
 

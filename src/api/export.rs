@@ -21,12 +21,12 @@ use tokio::{
 };
 
 /// Exports at once: each remembers the keys it has seen.
-pub const EXPORTS_AT_ONCE_MAX: usize = 1;
+pub(super) const EXPORTS_AT_ONCE_MAX: usize = 1;
 /// How long the reader of an export may not read.
-pub const EXPORT_STALL_MAX: Duration = Duration::from_secs(30);
+pub(super) const EXPORT_STALL_MAX: Duration = Duration::from_secs(30);
 /// The slowest that an export may be read for longer than that, in bytes of keys and values a
 /// second.
-pub const EXPORT_RATE_MIN: u64 = 64 * 1024;
+pub(super) const EXPORT_RATE_MIN: u64 = 64 * 1024;
 /// When to come back where an export is running.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 

@@ -37,21 +37,21 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tracing::Instrument as _;
 
 /// Requests worked on at once; more are answered `busy`.
-pub const REQUESTS_AT_ONCE_MAX: usize = 1024;
+pub(super) const REQUESTS_AT_ONCE_MAX: usize = 1024;
 /// How long anything but an export may take in all.
-pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(120);
+pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(120);
 /// Values in one page of a log, unless a read asks for another number.
 pub(super) const ENTRIES_DEFAULT: usize = 100;
 /// Most values in one page of a log.
-pub const ENTRIES_MAX: usize = 1000;
+pub(super) const ENTRIES_MAX: usize = 1000;
 /// Bytes of values after which a page of a log ends.
-pub const ENTRIES_BYTES_MAX: usize = 1024 * 1024;
+pub(super) const ENTRIES_BYTES_MAX: usize = 1024 * 1024;
 /// How long a read may wait for a size, at most.
-pub const WAIT_MAX: Duration = Duration::from_secs(60);
+pub(super) const WAIT_MAX: Duration = Duration::from_secs(60);
 /// Reads that wait for a size at once; more are answered `busy`.
-pub const WAITS_AT_ONCE_MAX: usize = 256;
+pub(super) const WAITS_AT_ONCE_MAX: usize = 256;
 /// Pages and proofs that are made at once; more wait for their turn.
-pub const ANSWERS_MADE_AT_ONCE_MAX: usize = 8;
+pub(super) const ANSWERS_MADE_AT_ONCE_MAX: usize = 8;
 /// How long a read waits for a size if it does not say.
 pub(super) const WAIT_DEFAULT: Duration = Duration::from_secs(10);
 /// Content types of a value. It is kept as it is, whatever it is.

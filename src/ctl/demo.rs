@@ -46,7 +46,7 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Arguments of `demo`.
 #[derive(Debug, Args)]
-pub struct DemoArgs {
+pub(super) struct DemoArgs {
     /// End after the comparison instead of running on
     #[arg(long, env = "SYNCD_EXIT", value_parser = BoolishValueParser::new())]
     exit: bool,
@@ -74,7 +74,7 @@ struct Stage {
 type Content = HashMap<Vec<u8>, Vec<u8>>;
 
 /// Runs the demonstration.
-pub fn run(args: &DemoArgs) -> Result<(), Failure> {
+pub(super) fn run(args: &DemoArgs) -> Result<(), Failure> {
     let records = load(args.records.as_deref(), RECORDS)?;
     let updates = load(args.updates.as_deref(), UPDATES)?;
     let mut content = Content::new();

@@ -17,7 +17,7 @@ use tempfile::NamedTempFile;
 
 /// Arguments of `export`.
 #[derive(Debug, Args)]
-pub struct ExportArgs {
+pub(super) struct ExportArgs {
     /// File to write, replaced when the export is complete; - is standard output
     #[arg(short, long, env = "SYNCD_OUTPUT", default_value = "-")]
     output: PathBuf,
@@ -26,7 +26,7 @@ pub struct ExportArgs {
 }
 
 /// Writes one consistent state as NDJSON.
-pub fn run(args: &ExportArgs) -> Result<(), Failure> {
+pub(super) fn run(args: &ExportArgs) -> Result<(), Failure> {
     let api = Api::new(&args.api)?;
     let mut output = Output::open(&args.output)?;
     let mut response = api.stream("/v1/export")?;
@@ -143,7 +143,7 @@ fn copy_lines(input: impl BufRead, output: &mut dyn Write, path: &Path) -> Resul
 }
 
 /// Hands each line of an export's body to `take` and counts them. A body that was cut is an error.
-pub fn read_lines(
+pub(super) fn read_lines(
     mut input: impl BufRead,
     mut take: impl FnMut(&[u8]) -> Result<(), Failure>,
 ) -> Result<u64, Failure> {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 /// Arguments of `health`.
 #[derive(Debug, Args)]
-pub struct HealthArgs {
+pub(super) struct HealthArgs {
     /// URL of the metrics port
     #[arg(long, env = "SYNCD_URL", default_value = "http://127.0.0.1:9090")]
     url: String,
@@ -20,7 +20,7 @@ pub struct HealthArgs {
 }
 
 /// Exit code 0 or 1, as probes want it; 64 for a wrong command line.
-pub fn run(args: &HealthArgs) -> Result<(), Failure> {
+pub(super) fn run(args: &HealthArgs) -> Result<(), Failure> {
     let path = if args.live { "/livez" } else { "/readyz" };
     let url = args.url.trim_end_matches('/').trim_end_matches(path);
     let unhealthy = |message: String| Failure::new(1, message);

@@ -21,14 +21,14 @@ const RETRY_AFTER_MAX: Duration = Duration::from_secs(86_400);
 
 /// A way to one API.
 #[derive(Clone)]
-pub struct Api {
+pub(super) struct Api {
     agent: Agent,
     base: String,
     token: Option<Secret>,
 }
 
 /// An answer with its body read.
-pub struct Answer {
+pub(super) struct Answer {
     /// Status.
     pub status: StatusCode,
     /// Seconds to wait, if the server said so.
@@ -41,25 +41,25 @@ pub struct Answer {
 
 impl Answer {
     /// The document in the body.
-    pub fn document<T: DeserializeOwned>(&self) -> Result<T, Failure> {
+    pub(super) fn document<T: DeserializeOwned>(&self) -> Result<T, Failure> {
         serde_json::from_slice(&self.body).map_err(|error| {
             Failure::new(exit::DATA, format!("the answer is not one of syncd's API: {error}"))
         })
     }
 
     /// What an error answer says, if it is one of syncd's.
-    pub fn problem(&self) -> Option<ProblemDetails> {
+    pub(super) fn problem(&self) -> Option<ProblemDetails> {
         serde_json::from_slice(&self.body).ok()
     }
 
     /// The failure that an error answer means.
-    pub fn failure(&self) -> Failure {
+    pub(super) fn failure(&self) -> Failure {
         let problem = self.problem();
         self.failure_at(problem.as_ref().and_then(|problem| problem.line))
     }
 
     /// The failure that an error answer means, which is about a line of what was sent.
-    pub fn failure_at(&self, line: Option<usize>) -> Failure {
+    pub(super) fn failure_at(&self, line: Option<usize>) -> Failure {
         let (code, detail) = match self.problem() {
             Some(problem) => (problem.code, problem.detail),
             None => {
@@ -78,7 +78,7 @@ impl Answer {
     }
 
     /// Itself, unless it is an error.
-    pub fn success(self) -> Result<Self, Failure> {
+    pub(super) fn success(self) -> Result<Self, Failure> {
         if self.status.is_success() { Ok(self) } else { Err(self.failure()) }
     }
 }
@@ -101,12 +101,12 @@ fn host_of(flag: &'static str, base: &str) -> Result<String, Failure> {
 
 impl Api {
     /// A way to the API of `args`.
-    pub fn new(args: &ApiArgs) -> Result<Self, Failure> {
+    pub(super) fn new(args: &ApiArgs) -> Result<Self, Failure> {
         Self::to("--api", args)
     }
 
     /// A way to the API of `args`, whose URL was given as `flag`.
-    pub fn to(flag: &'static str, args: &ApiArgs) -> Result<Self, Failure> {
+    pub(super) fn to(flag: &'static str, args: &ApiArgs) -> Result<Self, Failure> {
         let host = host_of(flag, &args.api)?;
         let token = match &args.token_file {
             Some(path) => Some(TokenFile::checked("--token-file", path.clone())?.load()?),
@@ -129,7 +129,7 @@ impl Api {
     }
 
     /// A way to the API at `base` without a token.
-    pub fn without_token(
+    pub(super) fn without_token(
         flag: &'static str,
         base: &str,
         request_timeout: Duration,
@@ -138,7 +138,7 @@ impl Api {
     }
 
     /// The URL that this leads to.
-    pub fn base(&self) -> &str {
+    pub(super) fn base(&self) -> &str {
         &self.base
     }
 
@@ -154,7 +154,7 @@ impl Api {
     }
 
     /// Sends a GET and leaves the body to be streamed.
-    pub fn stream(&self, path: &str) -> Result<Response<Body>, Failure> {
+    pub(super) fn stream(&self, path: &str) -> Result<Response<Body>, Failure> {
         let mut request = self.agent.get(format!("{}{path}", self.base));
         if let Some(value) = self.authorization() {
             request = request.header("authorization", value);
@@ -163,12 +163,12 @@ impl Api {
     }
 
     /// Sends a GET.
-    pub fn get(&self, path: &str) -> Result<Answer, Failure> {
+    pub(super) fn get(&self, path: &str) -> Result<Answer, Failure> {
         self.read(self.stream(path)?)
     }
 
     /// Sends a body. `Err` means that nobody knows what became of it.
-    pub fn send(
+    pub(super) fn send(
         &self,
         method: &str,
         path: &str,
@@ -190,7 +190,7 @@ impl Api {
     }
 
     /// Reads the body of an answer.
-    pub fn read(&self, mut response: Response<Body>) -> Result<Answer, Failure> {
+    pub(super) fn read(&self, mut response: Response<Body>) -> Result<Answer, Failure> {
         let status = response.status();
         let headers = response.headers().clone();
         let retry_after = headers
@@ -213,7 +213,7 @@ impl Api {
 }
 
 /// The path of a key.
-pub fn key_path(key: &str) -> String {
+pub(super) fn key_path(key: &str) -> String {
     let key = percent_encoding::utf8_percent_encode(key, percent_encoding::NON_ALPHANUMERIC);
     format!("/v1/keys/{key}")
 }

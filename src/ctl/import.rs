@@ -39,7 +39,7 @@ const CONNECTIONS_MAX: usize = 64;
 
 /// Arguments of `import`.
 #[derive(Debug, Args)]
-pub struct ImportArgs {
+pub(super) struct ImportArgs {
     /// NDJSON file with a record a line; - is standard input
     file: PathBuf,
     /// Records in one commit
@@ -56,7 +56,7 @@ pub struct ImportArgs {
 }
 
 /// How records are sent.
-pub struct Plan {
+pub(super) struct Plan {
     /// Records in one commit.
     pub batch: usize,
     /// Connections.
@@ -80,7 +80,7 @@ impl Batch {
 
 /// What was imported.
 #[derive(Clone, Debug, Default)]
-pub struct Summary {
+pub(super) struct Summary {
     /// Records written.
     pub records: u64,
     /// Size of the database after the last commit.
@@ -99,7 +99,7 @@ fn open(path: &Path) -> Result<Box<dyn Read + Send>, Failure> {
 }
 
 /// Imports a file and says how fast.
-pub fn run(args: &ImportArgs) -> Result<(), Failure> {
+pub(super) fn run(args: &ImportArgs) -> Result<(), Failure> {
     if args.batch == 0 || args.batch > crate::commit_log::CHANGES_MAX {
         let max = crate::commit_log::CHANGES_MAX;
         let text = format!("invalid value '{}' for --batch: 1 to {max}", args.batch);
@@ -149,7 +149,7 @@ fn count_lines(path: &Path) -> Option<u64> {
 }
 
 /// Imports records from `input`. Ends early, with what is written by then, once `stop` is set.
-pub fn import(
+pub(super) fn import(
     api: &Api,
     input: impl BufRead,
     plan: &Plan,

@@ -17,7 +17,7 @@ use std::{
 
 /// Arguments of `keygen`.
 #[derive(Debug, Args)]
-pub struct KeygenArgs {
+pub(super) struct KeygenArgs {
     /// File for the private key; must not exist
     #[arg(short, long, env = "SYNCD_OUTPUT", default_value = "identity.key")]
     output: PathBuf,
@@ -36,7 +36,7 @@ pub struct KeygenArgs {
 }
 
 /// Makes a key, or a stack's.
-pub fn keygen(args: &KeygenArgs) -> Result<(), Failure> {
+pub(super) fn keygen(args: &KeygenArgs) -> Result<(), Failure> {
     if let Some(directory) = &args.stack {
         return stack::make(directory, args.clients);
     }
@@ -61,7 +61,7 @@ fn directory_and_name(path: &Path) -> Result<(&Path, &str), Failure> {
 
 /// Arguments of `new-epoch`.
 #[derive(Debug, Args)]
-pub struct NewEpochArgs {
+pub(super) struct NewEpochArgs {
     /// Storage directory of the stopped server [default: $XDG_STATE_HOME/syncd/server]
     #[arg(short = 'd', long, env = "SYNCD_STORAGE_DIR")]
     storage_dir: Option<PathBuf>,
@@ -101,7 +101,7 @@ fn say_discarded(discarded: &Discarded) {
 }
 
 /// Begins a new epoch.
-pub fn new_epoch(args: &NewEpochArgs) -> Result<(), Failure> {
+pub(super) fn new_epoch(args: &NewEpochArgs) -> Result<(), Failure> {
     let directory = match &args.storage_dir {
         Some(directory) => directory.clone(),
         None => default_storage_dir("server")?,
@@ -118,7 +118,7 @@ pub fn new_epoch(args: &NewEpochArgs) -> Result<(), Failure> {
 
 /// Arguments of `rotate-key`.
 #[derive(Debug, Args)]
-pub struct RotateKeyArgs {
+pub(super) struct RotateKeyArgs {
     /// Storage directory of the stopped server [default: $XDG_STATE_HOME/syncd/server]
     #[arg(short = 'd', long, env = "SYNCD_STORAGE_DIR")]
     storage_dir: Option<PathBuf>,
@@ -131,7 +131,7 @@ pub struct RotateKeyArgs {
 }
 
 /// Lets a new publisher key take over.
-pub fn rotate_key(args: &RotateKeyArgs) -> Result<(), Failure> {
+pub(super) fn rotate_key(args: &RotateKeyArgs) -> Result<(), Failure> {
     let directory = match &args.storage_dir {
         Some(directory) => directory.clone(),
         None => default_storage_dir("server")?,
@@ -152,7 +152,7 @@ pub fn rotate_key(args: &RotateKeyArgs) -> Result<(), Failure> {
 
 /// Arguments of `adopt-database`.
 #[derive(Debug, Args)]
-pub struct AdoptDatabaseArgs {
+pub(super) struct AdoptDatabaseArgs {
     /// The new identity: hex, or a file with it
     database: String,
     /// Storage directory of the stopped client [default: $XDG_STATE_HOME/syncd/client]
@@ -161,7 +161,7 @@ pub struct AdoptDatabaseArgs {
 }
 
 /// Pins a client to another database.
-pub fn adopt_database(args: &AdoptDatabaseArgs) -> Result<(), Failure> {
+pub(super) fn adopt_database(args: &AdoptDatabaseArgs) -> Result<(), Failure> {
     let directory = match &args.storage_dir {
         Some(directory) => directory.clone(),
         None => default_storage_dir("client")?,
@@ -177,7 +177,7 @@ pub fn adopt_database(args: &AdoptDatabaseArgs) -> Result<(), Failure> {
 
 /// Arguments of `verify-evidence`.
 #[derive(Debug, Args)]
-pub struct VerifyEvidenceArgs {
+pub(super) struct VerifyEvidenceArgs {
     /// File that a client wrote
     file: PathBuf,
     /// Publisher key: hex, or a file with it; may be given several times
@@ -189,7 +189,7 @@ pub struct VerifyEvidenceArgs {
 const EVIDENCE_BYTES_MAX: u64 = 32 * 1024 * 1024;
 
 /// Says whether a file proves that the publisher signed two histories.
-pub fn verify_evidence(args: &VerifyEvidenceArgs) -> Result<(), Failure> {
+pub(super) fn verify_evidence(args: &VerifyEvidenceArgs) -> Result<(), Failure> {
     let trusted: Result<Vec<_>, _> =
         args.trusted_keys.iter().map(|key| keys::parse_public(key)).collect();
     let unreadable =

@@ -3,11 +3,11 @@
 use std::io::{BufRead, Error, ErrorKind, Read as _, Result};
 
 /// Longest line that is read: more than the largest key and value can take.
-pub const LINE_BYTES_MAX: usize = crate::wire::COMMIT_BYTES_MAX;
+pub(super) const LINE_BYTES_MAX: usize = crate::wire::COMMIT_BYTES_MAX;
 
 /// Reads a line with its end into `line`, which is emptied before. `false` means that there is none.
 /// A line that is too long is [`ErrorKind::InvalidData`].
-pub fn read_line(input: &mut impl BufRead, line: &mut Vec<u8>) -> Result<bool> {
+pub(super) fn read_line(input: &mut impl BufRead, line: &mut Vec<u8>) -> Result<bool> {
     line.clear();
     input.take(LINE_BYTES_MAX as u64 + 1).read_until(b'\n', line)?;
     if line.len() > LINE_BYTES_MAX {

@@ -13,7 +13,7 @@ use std::{
 const LINE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Counts records on stderr. Dropped before [`Progress::finish`], it says nothing at the end.
-pub struct Progress {
+pub(super) struct Progress {
     bar: ProgressBar,
     /// Where stderr is no terminal: the thread that writes lines, and what ends it.
     lines: Option<(Sender<()>, JoinHandle<()>)>,
@@ -22,12 +22,12 @@ pub struct Progress {
 
 impl Progress {
     /// Begins at zero of `total`, if that is known; `what` is the past participle to show.
-    pub fn new(total: Option<u64>, what: &'static str) -> Self {
+    pub(super) fn new(total: Option<u64>, what: &'static str) -> Self {
         Self::over(bar(total, what))
     }
 
     /// As [`Progress::new`], one of several on a terminal.
-    pub fn among(bars: &MultiProgress, total: u64, what: &'static str) -> Self {
+    pub(super) fn among(bars: &MultiProgress, total: u64, what: &'static str) -> Self {
         Self::over(bars.add(bar(Some(total), what)))
     }
 
@@ -42,17 +42,17 @@ impl Progress {
     }
 
     /// Counts `records` more.
-    pub fn add(&self, records: u64) {
+    pub(super) fn add(&self, records: u64) {
         self.bar.inc(records);
     }
 
     /// Sets the count to `records`, or to the total if that is less.
-    pub fn set(&self, records: u64) {
+    pub(super) fn set(&self, records: u64) {
         self.bar.set_position(records.min(self.bar.length().unwrap_or(records)));
     }
 
     /// Ends, and leaves the last figures on the screen.
-    pub fn finish(mut self) {
+    pub(super) fn finish(mut self) {
         if self.stop_lines() {
             write_line(&self.bar, self.started);
         }

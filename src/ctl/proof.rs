@@ -18,7 +18,7 @@ use std::{
 
 /// Arguments of `proof`.
 #[derive(Debug, Args)]
-pub struct ProofArgs {
+pub(super) struct ProofArgs {
     /// The key whose value, or absence, is to be proved
     #[arg(required_unless_present = "location")]
     key: Option<String>,
@@ -36,7 +36,7 @@ pub struct ProofArgs {
 }
 
 /// Fetches a proof file. What it is worth, `verify` says.
-pub fn proof(args: &ProofArgs) -> Result<(), Failure> {
+pub(super) fn proof(args: &ProofArgs) -> Result<(), Failure> {
     let path = match (&args.key, args.location) {
         (Some(key), _) => {
             let wait = args.min_size.map(|size| format!("&min_size={size}")).unwrap_or_default();
@@ -68,7 +68,7 @@ fn write(path: &Path, content: &[u8]) -> std::io::Result<()> {
 
 /// Arguments of `verify`.
 #[derive(Debug, Args)]
-pub struct VerifyArgs {
+pub(super) struct VerifyArgs {
     /// The proof file; - reads it from standard input
     file: PathBuf,
     /// Publisher key: hex, or a file with it; may be given several times
@@ -89,7 +89,7 @@ pub struct VerifyArgs {
 }
 
 /// Verifies a proof file, without a network and without storage.
-pub fn verify(args: &VerifyArgs) -> Result<(), Failure> {
+pub(super) fn verify(args: &VerifyArgs) -> Result<(), Failure> {
     let publishers: Result<Vec<_>, _> =
         args.trusted_keys.iter().map(|key| keys::parse_public(key)).collect();
     let trust = Trust { publishers: publishers?, database: keys::parse_database(&args.database)? };

@@ -15,7 +15,7 @@ use std::{
 
 /// Arguments of `reload`.
 #[derive(Debug, Args)]
-pub struct ReloadArgs {
+pub(super) struct ReloadArgs {
     /// Storage directory of the running daemon
     #[arg(short = 'd', long, env = "SYNCD_STORAGE_DIR")]
     storage_dir: PathBuf,
@@ -25,7 +25,7 @@ pub struct ReloadArgs {
 }
 
 /// Asks the daemon that has the directory to reload, and says what it did.
-pub fn run(args: &ReloadArgs) -> Result<(), Failure> {
+pub(super) fn run(args: &ReloadArgs) -> Result<(), Failure> {
     let report =
         ask_reload(&args.storage_dir, args.timeout).map_err(|error| no_answer(args, &error))?;
     for what in &report.reloaded {

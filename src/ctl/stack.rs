@@ -17,7 +17,7 @@ use std::{
 const TOKEN_BYTES: usize = 32;
 
 /// Makes what is missing below `root`.
-pub fn make(root: &Path, clients: u16) -> Result<(), Failure> {
+pub(super) fn make(root: &Path, clients: u16) -> Result<(), Failure> {
     let server = directory(root, "server")?;
     let writer = directory(root, "writer")?;
     let clients: Vec<PathBuf> = (1..=clients)

@@ -13,7 +13,7 @@ use std::{path::PathBuf, time::Duration};
 
 /// Arguments of `status`.
 #[derive(Debug, Args)]
-pub struct StatusArgs {
+pub(super) struct StatusArgs {
     /// URLs of APIs [default: those of a server and a client on this machine]
     #[arg(long, env = "SYNCD_API", value_delimiter = ',')]
     api: Vec<String>,
@@ -32,7 +32,7 @@ pub struct StatusArgs {
 }
 
 /// Shows how things stand; fails if nobody answers.
-pub fn run(args: &StatusArgs) -> Result<(), Failure> {
+pub(super) fn run(args: &StatusArgs) -> Result<(), Failure> {
     let urls = if args.api.is_empty() {
         vec![SERVER_API.to_string(), CLIENT_API.to_string()]
     } else {
@@ -67,7 +67,7 @@ pub fn run(args: &StatusArgs) -> Result<(), Failure> {
 }
 
 /// The status of one API.
-pub fn ask(api: &Api) -> Result<Status, Failure> {
+pub(super) fn ask(api: &Api) -> Result<Status, Failure> {
     api.get("/v1/status")?.success()?.document()
 }
 

@@ -11,7 +11,7 @@ use std::{fs::File, io::Read};
 
 /// Arguments of `put`.
 #[derive(Debug, Args)]
-pub struct PutArgs {
+pub(super) struct PutArgs {
     /// The key
     key: String,
     /// The value; - reads it from standard input, @FILE from a file
@@ -22,7 +22,7 @@ pub struct PutArgs {
 
 /// Arguments of `get`.
 #[derive(Debug, Args)]
-pub struct GetArgs {
+pub(super) struct GetArgs {
     /// The key
     key: String,
     /// Wait until the state has so many operations
@@ -34,7 +34,7 @@ pub struct GetArgs {
 
 /// Arguments of `delete`.
 #[derive(Debug, Args)]
-pub struct DeleteArgs {
+pub(super) struct DeleteArgs {
     /// The key
     key: String,
     #[command(flatten)]
@@ -59,7 +59,7 @@ fn read_value(name: &str, input: std::io::Result<impl Read>) -> Result<Vec<u8>, 
 }
 
 /// Sets a key; prints the receipt.
-pub fn put(args: &PutArgs) -> Result<(), Failure> {
+pub(super) fn put(args: &PutArgs) -> Result<(), Failure> {
     let value = match args.value.as_str() {
         "-" => read_value("standard input", Ok(std::io::stdin()))?,
         value => match value.strip_prefix('@') {
@@ -72,7 +72,7 @@ pub fn put(args: &PutArgs) -> Result<(), Failure> {
 }
 
 /// Reads a key to standard output, as it is.
-pub fn get(args: &GetArgs) -> Result<(), Failure> {
+pub(super) fn get(args: &GetArgs) -> Result<(), Failure> {
     let wait = args.min_size.map(|size| format!("?min_size={size}")).unwrap_or_default();
     let answer = Api::new(&args.api)?.get(&format!("{}{wait}", key_path(&args.key)))?;
     // Not any 404: the URL may lead to something else.
@@ -85,6 +85,6 @@ pub fn get(args: &GetArgs) -> Result<(), Failure> {
 }
 
 /// Removes a key; prints the receipt.
-pub fn delete(args: &DeleteArgs) -> Result<(), Failure> {
+pub(super) fn delete(args: &DeleteArgs) -> Result<(), Failure> {
     print_receipt(Api::new(&args.api)?.send("DELETE", &key_path(&args.key), &[], b"")?)
 }

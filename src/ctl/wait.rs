@@ -27,7 +27,7 @@ const ANSWER_MAX: Duration = Duration::from_secs(5);
 
 /// Arguments of `wait`.
 #[derive(Debug, Args)]
-pub struct WaitArgs {
+pub(super) struct WaitArgs {
     /// URL of the client's API
     #[arg(long, env = "SYNCD_API", default_value = CLIENT_API)]
     api: String,
@@ -48,7 +48,7 @@ pub struct WaitArgs {
 
 /// Waits until the client has caught up. With `--server-api` it is the same database, at the same
 /// commit with the same root.
-pub fn run(args: &WaitArgs) -> Result<(), Failure> {
+pub(super) fn run(args: &WaitArgs) -> Result<(), Failure> {
     let api = |flag: &'static str, url: &str| {
         let args = ApiArgs {
             api: url.into(),

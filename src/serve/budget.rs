@@ -27,14 +27,14 @@ const STEP: usize = 1024;
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 
 /// The budget of a server.
-pub struct Budget {
+pub(crate) struct Budget {
     free: Arc<Semaphore>,
     readers: Mutex<BTreeMap<u64, Arc<Reader>>>,
     next_id: AtomicU64,
 }
 
 /// One connection's part in it.
-pub struct Reader {
+pub(crate) struct Reader {
     id: u64,
     budget: Arc<Budget>,
     free: Arc<Semaphore>,
@@ -46,7 +46,7 @@ pub struct Reader {
 }
 
 /// A part of the budget. Dropping it gives it back.
-pub struct Reservation {
+pub(crate) struct Reservation {
     reader: Arc<Reader>,
     own: Option<OwnedSemaphorePermit>,
     total: Option<OwnedSemaphorePermit>,
@@ -70,7 +70,7 @@ impl Default for Budget {
 
 impl Budget {
     /// A part for a new connection.
-    pub fn reader(self: &Arc<Self>) -> Arc<Reader> {
+    pub(crate) fn reader(self: &Arc<Self>) -> Arc<Reader> {
         let reader = Arc::new(Reader {
             id: self.next_id.fetch_add(1, Ordering::Relaxed),
             budget: self.clone(),
@@ -84,12 +84,12 @@ impl Budget {
     }
 
     /// Bytes reserved.
-    pub fn used(&self) -> usize {
+    pub(crate) fn used(&self) -> usize {
         TOTAL_BYTES_MAX - self.free.available_permits() * STEP
     }
 
     /// Disconnects readers that do not read, for ever. `report` is told what is used.
-    pub async fn watch<E: Runtime>(self: Arc<Self>, context: E, report: impl Fn(usize) + Send) {
+    pub(crate) async fn watch<E: Runtime>(self: Arc<Self>, context: E, report: impl Fn(usize) + Send) {
         let mut seen: HashMap<u64, (u64, Duration)> = HashMap::new();
         loop {
             context.sleep(LOOK_INTERVAL).await;
@@ -122,7 +122,7 @@ impl Budget {
 
 impl Reader {
     /// Reserves `bytes` for an answer; waits until the connection, and the server, have room.
-    pub async fn reserve(self: &Arc<Self>, bytes: usize) -> Reservation {
+    pub(crate) async fn reserve(self: &Arc<Self>, bytes: usize) -> Reservation {
         let steps = steps(bytes);
         // The semaphores are never closed.
         let own = self.free.clone().acquire_many_owned(steps).await.ok();
@@ -131,19 +131,19 @@ impl Reader {
     }
 
     /// Waits until this reader was found too slow.
-    pub async fn cut(&self) {
+    pub(crate) async fn cut(&self) {
         self.cut.notified().await;
     }
 
     /// Ends the connection's part in the budget.
-    pub fn leave(&self) {
+    pub(crate) fn leave(&self) {
         self.budget.readers.lock().remove(&self.id);
     }
 }
 
 impl Reservation {
     /// The frame on its way out; keeps what it needs of the reservation until it is written.
-    pub fn queue(mut self, frame: Bytes) -> Outgoing {
+    pub(crate) fn queue(mut self, frame: Bytes) -> Outgoing {
         let keep = steps(frame.len()) as usize;
         for permit in [&mut self.own, &mut self.total].into_iter().flatten() {
             drop(permit.split(permit.num_permits().saturating_sub(keep)));

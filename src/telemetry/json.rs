@@ -22,7 +22,7 @@ use tracing_subscriber::{
 };
 
 /// Writes events as JSON.
-pub struct Json;
+pub(super) struct Json;
 
 impl<S, N> FormatEvent<S, N> for Json
 where

@@ -1,7 +1,7 @@
 //! Every family and hash at the level of the database, in the seeded runtime: what is written is
 //! read back, a replica built by state sync goes on as its publisher does, and what was tampered
 //! with is refused.
-#![allow(missing_docs, clippy::unwrap_used)]
+#![allow(missing_docs, clippy::unwrap_used, unreachable_pub)]
 
 mod compact;
 mod crashes;

@@ -1,5 +1,5 @@
 //! The real server and client in the seeded runtime: same code, simulated clock, disk and network.
-#![allow(clippy::unwrap_used, missing_docs)]
+#![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
 
 mod clocks;
 #[path = "../common/mod.rs"]

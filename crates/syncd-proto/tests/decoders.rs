@@ -1,5 +1,5 @@
 //! What comes over the wire and from disk is hostile: decoders refuse, and never panic.
-#![allow(missing_docs, clippy::unwrap_used)]
+#![allow(missing_docs, clippy::unwrap_used, unreachable_pub)]
 
 mod samples;
 

@@ -1,5 +1,5 @@
 //! What records say of each other, and what decoders refuse although it is well-formed.
-#![allow(missing_docs, clippy::unwrap_used)]
+#![allow(missing_docs, clippy::unwrap_used, unreachable_pub)]
 
 use bytes::Bytes;
 use commonware_codec::{DecodeExt as _, Encode as _, FixedSize as _};

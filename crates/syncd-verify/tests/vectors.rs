@@ -1,6 +1,6 @@
 //! What the library proved stays proved, and nothing else does. The vectors are made by
 //! `cargo test --test database_families write_library_vectors -- --ignored` in the workspace's root.
-#![allow(missing_docs, clippy::unwrap_used)]
+#![allow(missing_docs, clippy::unwrap_used, unreachable_pub)]
 
 use bytes::Bytes;
 use commonware_cryptography::{Signer as _, ed25519::PrivateKey};

@@ -13,7 +13,7 @@ const DOMAIN: &[u8] = b"_SYNCD_DATABASE";
 /// Version of how storage is laid out; another layout is another database.
 pub const LAYOUT_VERSION: u8 = 2;
 /// Shape of the Merkle structure: 1 is the Merkle mountain range (docs/adr/0001).
-pub const MERKLE_SHAPE: u8 = 1;
+pub(super) const MERKLE_SHAPE: u8 = 1;
 
 /// What a database's identity is made of. Fixed when the database is made, but for the epoch.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -33,7 +33,7 @@ fn failed(error: impl std::fmt::Display) -> Error {
 
 impl<E: Runtime> Mark<E> {
     /// Makes the mark of a new log, in place of any that is there. Durable on return.
-    pub async fn create(context: &E, partition: &str, sequence: u64) -> Result<Self, Error> {
+    pub(super) async fn create(context: &E, partition: &str, sequence: u64) -> Result<Self, Error> {
         storage_record::remove_partition(context, partition).await.map_err(failed)?;
         let (blob, _) = context.open(partition, NAME).await.map_err(failed)?;
         let mark = Self { blob: Mutex::new(Some(blob)), found: Some(sequence) };
@@ -43,7 +43,7 @@ impl<E: Runtime> Mark<E> {
     }
 
     /// Opens the mark in `partition`. One that is missing or damaged claims nothing, and says so.
-    pub async fn open(context: &E, partition: &str) -> Result<Self, Error> {
+    pub(super) async fn open(context: &E, partition: &str) -> Result<Self, Error> {
         let (blob, length) = match context.open(partition, NAME).await {
             Err(error) if damage::of_runtime(&error) => {
                 context.remove(partition, Some(NAME)).await.map_err(failed)?;
@@ -70,12 +70,12 @@ impl<E: Runtime> Mark<E> {
     }
 
     /// What the mark said when it was opened; `None` if it could not be read.
-    pub const fn found(&self) -> Option<u64> {
+    pub(super) const fn found(&self) -> Option<u64> {
         self.found
     }
 
     /// Writes down that everything up to `sequence` is synced and may be given out.
-    pub async fn set(&self, sequence: u64) -> Result<(), Error> {
+    pub(super) async fn set(&self, sequence: u64) -> Result<(), Error> {
         let blob = self.blob.lock().await;
         let blob = blob.as_ref().ok_or(Error::Poisoned)?;
         for at in COPIES {
@@ -85,13 +85,13 @@ impl<E: Runtime> Mark<E> {
     }
 
     /// Makes what was written down durable: until then the end of the machine, but not of the process, may undo it.
-    pub async fn sync(&self) -> Result<(), Error> {
+    pub(super) async fn sync(&self) -> Result<(), Error> {
         let blob = self.blob.lock().await;
         blob.as_ref().ok_or(Error::Poisoned)?.sync().await.map_err(failed)
     }
 
     /// Closes the file, so that it can be opened or removed.
-    pub async fn close(&self) {
+    pub(super) async fn close(&self) {
         self.blob.lock().await.take();
     }
 }
