@@ -7,6 +7,7 @@ use super::{
 use crate::{
     database::types::{Family, Mode},
     ledger::History,
+    link::host_and_port,
     wire::RESPONSE_OPERATIONS_MAX,
 };
 use clap::{Parser, ValueEnum};
@@ -144,28 +145,17 @@ pub struct Config {
 }
 
 /// Splits `HOST:PORT`, `[V6]:PORT`.
-pub fn host_and_port(text: &str) -> Result<(String, u16), Invalid> {
-    let bad = || {
+fn server_address(text: &str) -> Result<(String, u16), Invalid> {
+    host_and_port(text).ok_or_else(|| {
         invalid("--server", text, "HOST:PORT like 127.0.0.1:8080, name.example:8080 or [::1]:8080")
-    };
-    let (host, port) = text.rsplit_once(':').ok_or_else(bad)?;
-    let port: u16 = port.parse().map_err(|_| bad())?;
-    let host = match host.strip_prefix('[') {
-        Some(host) => host.strip_suffix(']').ok_or_else(bad)?,
-        None if host.contains(':') => return Err(bad()),
-        None => host,
-    };
-    if host.is_empty() || host.contains(char::is_whitespace) || port == 0 {
-        return Err(bad());
-    }
-    Ok((host.to_string(), port))
+    })
 }
 
 impl Args {
     /// Checks every value; touches no port and makes no file.
     pub fn validate(self) -> Result<Config, Invalid> {
         check_mode("--mode", self.mode, self.db)?;
-        let (host, port) = host_and_port(&self.server)?;
+        let (host, port) = server_address(&self.server)?;
         let missing = [
             ("--server-key", self.server_key.is_none()),
             ("--trusted-key", self.trusted_key.is_empty()),
@@ -248,28 +238,4 @@ fn check_keys(args: &Args) -> Result<(), Invalid> {
             .map_err(|error| invalid("--database", database, error.to_string()))?;
     }
     Ok(())
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn servers_are_split() {
-        for (text, expected) in [
-            ("127.0.0.1:8080", Some(("127.0.0.1", 8080))),
-            ("name.example:1", Some(("name.example", 1))),
-            ("[::1]:8080", Some(("::1", 8080))),
-            ("::1:8080", None),
-            ("name", None),
-            ("name:0", None),
-            (":80", None),
-            ("name:99999", None),
-        ] {
-            let found = host_and_port(text).ok();
-            let found = found.as_ref().map(|(host, port)| (host.as_str(), *port));
-            assert_eq!(found, expected, "{text}");
-        }
-    }
 }

@@ -38,6 +38,21 @@ pub struct Connector {
     pub skew: Duration,
 }
 
+/// Splits `HOST:PORT`, `[V6]:PORT`; `None` if it is neither.
+pub fn host_and_port(text: &str) -> Option<(String, u16)> {
+    let (host, port) = text.rsplit_once(':')?;
+    let port: u16 = port.parse().ok()?;
+    let host = match host.strip_prefix('[') {
+        Some(host) => host.strip_suffix(']')?,
+        None if host.contains(':') => return None,
+        None => host,
+    };
+    if host.is_empty() || host.contains(char::is_whitespace) || port == 0 {
+        return None;
+    }
+    Some((host.to_string(), port))
+}
+
 /// A connection whose handshake is done.
 pub struct Connected<E: Runtime> {
     /// The connection.
@@ -307,5 +322,23 @@ mod tests {
             let Err(error) = result else { panic!("nobody is there") };
             assert!(matches!(error, LinkError::Connect(_)), "{error}");
         });
+    }
+
+    #[test]
+    fn servers_are_split() {
+        for (text, expected) in [
+            ("127.0.0.1:8080", Some(("127.0.0.1", 8080))),
+            ("name.example:1", Some(("name.example", 1))),
+            ("[::1]:8080", Some(("::1", 8080))),
+            ("::1:8080", None),
+            ("name", None),
+            ("name:0", None),
+            (":80", None),
+            ("name:99999", None),
+        ] {
+            let found = host_and_port(text);
+            let found = found.as_ref().map(|(host, port)| (host.as_str(), *port));
+            assert_eq!(found, expected, "{text}");
+        }
     }
 }

@@ -15,7 +15,7 @@ mod frames;
 
 pub use bounded::Bounded;
 pub use client::{Link, LinkError, Stream};
-pub use connector::{ADDRESSES_MAX, Connected, Connector, HEAD_START};
+pub use connector::{ADDRESSES_MAX, Connected, Connector, HEAD_START, host_and_port};
 pub use frames::{Frames, Outgoing, flush, spawn as spawn_frames};
 
 use commonware_cryptography::{ChaCha20Poly1305, ed25519::PrivateKey};

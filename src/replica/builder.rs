@@ -13,7 +13,7 @@ use crate::{
     directory::{self, DirectoryError, DirectoryLock, LayoutError, Role},
     keys,
     ledger::History,
-    link::Connector,
+    link::{self, Connector},
     replicate::state_sync,
     verify::Trust,
     watch,
@@ -189,14 +189,9 @@ impl Builder {
 
     fn check(&self) -> Result<(String, u16), OpenError> {
         let invalid = |text: String| Err(OpenError::Invalid(text));
-        let Some((host, port)) = self.server.address.rsplit_once(':') else {
+        let Some(address) = link::host_and_port(&self.server.address) else {
             return invalid(format!("server '{}': allowed is HOST:PORT", self.server.address));
         };
-        let host = host.trim_matches(['[', ']']);
-        let port: u16 = port.parse().unwrap_or(0);
-        if host.is_empty() || port == 0 {
-            return invalid(format!("server '{}': allowed is HOST:PORT", self.server.address));
-        }
         if self.trust.publishers.is_empty() {
             return invalid("no publisher key is trusted: at least one is needed".into());
         }
@@ -207,7 +202,7 @@ impl Builder {
         if self.threads == 0 {
             return invalid("0 threads: at least one is needed".into());
         }
-        Ok((host.to_string(), port))
+        Ok(address)
     }
 
     /// What the replica is made of, once its directory is taken.

@@ -13,7 +13,7 @@
 
 use crate::{
     checkpoint::{Admission, Policy, SignedCheckpoint, compare},
-    database::{Fetch, Kind, types::Mode},
+    database::{Fetch, types::Mode},
     link::{Link, LinkError},
     runtime::Runtime,
     verify::{self, history_at},
@@ -83,7 +83,7 @@ pub async fn check<E: Runtime>(
         }
         Err(error) => return Err(error.into()),
     };
-    let kind = Kind { family: target_at.family, hash: target_at.hash };
+    let kind = target_at.kind();
     let theirs =
         history_at(kind, target_at.operations_root, target_at.size, ours_at.size, body.clone())
             .map_err(Error::WrongAnswer)?;

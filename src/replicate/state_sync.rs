@@ -4,8 +4,8 @@ use super::{LinkSource, Progress};
 use crate::{
     checkpoint::SignedCheckpoint,
     database::{
-        self, Fetch, FetchError, Fetched, Fetcher, Generations, Kind, Place, State, StateSync,
-        SyncError, types::Mode,
+        self, Fetch, FetchError, Fetched, Fetcher, Generations, Kind, Place, StateSync, SyncError,
+        types::Mode,
     },
     ledger::{self, Ledger},
     runtime::{Runtime, StorageGuard},
@@ -60,7 +60,7 @@ pub async fn run<E: Runtime>(
     progress: &Arc<Progress>,
 ) -> Result<Ledger<E>, Error> {
     let checkpoint = &target.checkpoint;
-    let kind = Kind { family: checkpoint.family, hash: checkpoint.hash };
+    let kind = checkpoint.kind();
     let generation = generations.build().await?;
     progress.begin(checkpoint.size);
     let place = Place { generation, mode: config.mode };
@@ -78,7 +78,7 @@ pub async fn run<E: Runtime>(
             // What a compact database imported is in memory only until then.
             database.sync().await?;
             let state = database.state()?;
-            if state == signed_state(target) {
+            if state == checkpoint.state() {
                 let ledger = Ledger::create(context, place, database, target.clone()).await?;
                 generations.adopt(generation).await?;
                 ledger.guard_with(&generations.guard());
@@ -124,14 +124,4 @@ async fn discard<E: Runtime>(
     generations.abandon(generation).await?;
     Generations::remove(context, kind.family, generation).await?;
     Ok(())
-}
-
-/// The state that a checkpoint describes.
-const fn signed_state(signed: &SignedCheckpoint) -> State {
-    State {
-        size: signed.checkpoint.size,
-        floor: signed.checkpoint.floor,
-        root: signed.checkpoint.root,
-        operations_root: signed.checkpoint.operations_root,
-    }
 }

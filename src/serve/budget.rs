@@ -89,7 +89,11 @@ impl Budget {
     }
 
     /// Disconnects readers that do not read, for ever. `report` is told what is used.
-    pub(crate) async fn watch<E: Runtime>(self: Arc<Self>, context: E, report: impl Fn(usize) + Send) {
+    pub(crate) async fn watch<E: Runtime>(
+        self: Arc<Self>,
+        context: E,
+        report: impl Fn(usize) + Send,
+    ) {
         let mut seen: HashMap<u64, (u64, Duration)> = HashMap::new();
         loop {
             context.sleep(LOOK_INTERVAL).await;

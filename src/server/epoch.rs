@@ -11,7 +11,7 @@ use crate::{
     checkpoint::{Checkpoint, unix_ms},
     commit_log::CommitLog,
     daemon::{self, Failure},
-    database::{self, Database, Kind, OpenAt, types::DatabaseId},
+    database::{self, Database, OpenAt, record::CommitMetadata, types::DatabaseId},
     directory::Role,
     keys,
     ledger::{self, Ledger},
@@ -116,7 +116,7 @@ async fn open_database<E: Runtime>(
     context: &E,
     record: &Record,
 ) -> Result<Box<dyn Database>, Error> {
-    let kind = Kind { family: record.parameters.family, hash: record.parameters.hash };
+    let kind = record.parameters.kind();
     let context = context.child("database");
     let opened = database::open(context, kind, place(record.storage), OpenAt::Latest).await;
     Ok(opened.map_err(database::Error::of_opening)?)
@@ -133,19 +133,10 @@ async fn start_log<E: Runtime>(
     let now_ms = unix_ms(context.current());
     // The new history begins with the present key: how it came to sign the old one is no matter.
     RotationStore::of_publisher(context.child("publisher_keys")).await?.clear().await?;
-    let base = Checkpoint {
-        database: record.identity().id,
-        family: record.parameters.family,
-        hash: record.parameters.hash,
-        sequence: metadata.map_or(0, |metadata| metadata.sequence),
-        floor: found.floor,
-        size: found.size,
-        root: found.root,
-        operations_root: found.operations_root,
-        committed_at_ms: metadata.map_or(now_ms, |metadata| metadata.committed_at_ms),
-        signed_at_ms: now_ms,
-    }
-    .sign(publisher);
+    let made = metadata.unwrap_or(CommitMetadata { sequence: 0, committed_at_ms: now_ms });
+    let kind = record.parameters.kind();
+    let base =
+        Checkpoint::of_state(record.identity().id, kind, found, made, now_ms).sign(publisher);
     let ledger = Ledger::create(context, place(record.storage), database, base).await?;
     Ok(ledger.sync().await?)
 }

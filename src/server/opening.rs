@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     checkpoint::{Checkpoint, Parameters, Rotations, SignedCheckpoint, unix_ms},
-    database::{self, Generations, Kind, OpenAt, types::Family},
+    database::{self, Generations, Kind, OpenAt, record::CommitMetadata, types::Family},
     ledger::Ledger,
     rotations::{self, RotationStore},
     runtime::Runtime,
@@ -254,24 +254,14 @@ async fn create_ledger<E: Runtime>(
     setup: &Setup,
     record: &Record,
 ) -> Result<Ledger<E>, Error> {
-    let kind = Kind { family: record.parameters.family, hash: record.parameters.hash };
+    let kind = record.parameters.kind();
     let database =
         database::open(context.child("database"), kind, place(setup.storage), OpenAt::Latest)
             .await?;
     let state = database.state()?;
     let now_ms = unix_ms(context.current());
-    let checkpoint = Checkpoint {
-        database: record.identity().id,
-        family: kind.family,
-        hash: kind.hash,
-        sequence: 0,
-        floor: state.floor,
-        size: state.size,
-        root: state.root,
-        operations_root: state.operations_root,
-        committed_at_ms: now_ms,
-        signed_at_ms: now_ms,
-    };
+    let made = CommitMetadata { sequence: 0, committed_at_ms: now_ms };
+    let checkpoint = Checkpoint::of_state(record.identity().id, kind, state, made, now_ms);
     let base = checkpoint.sign(&setup.publisher);
     Ok(Ledger::create(context, place(setup.storage), database, base).await?)
 }

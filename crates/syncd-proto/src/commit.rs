@@ -66,17 +66,8 @@ impl Commit {
         key: &PrivateKey,
     ) -> Self {
         let base = Base { size: head.size, root: head.root };
-        let checkpoint = Checkpoint {
-            sequence: metadata.sequence,
-            floor: state.floor,
-            size: state.size,
-            root: state.root,
-            operations_root: state.operations_root,
-            committed_at_ms: metadata.committed_at_ms,
-            signed_at_ms: now_ms,
-            ..head
-        }
-        .sign(key);
+        let checkpoint =
+            Checkpoint::of_state(head.database, head.kind(), state, metadata, now_ms).sign(key);
         Self { base, execution: EXECUTION_VERSION, changes, idempotency, checkpoint }
     }
 
@@ -101,18 +92,12 @@ impl Commit {
 
     /// The state that it leads to.
     pub const fn state(&self) -> State {
-        let checkpoint = &self.checkpoint.checkpoint;
-        State {
-            size: checkpoint.size,
-            floor: checkpoint.floor,
-            root: checkpoint.root,
-            operations_root: checkpoint.operations_root,
-        }
+        self.checkpoint.checkpoint.state()
     }
 
     /// The kind of database that it belongs to.
     pub const fn kind(&self) -> Kind {
-        Kind { family: self.checkpoint.checkpoint.family, hash: self.checkpoint.checkpoint.hash }
+        self.checkpoint.checkpoint.kind()
     }
 
     /// Whether it builds on the state that `previous` describes.

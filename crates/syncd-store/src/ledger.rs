@@ -240,7 +240,7 @@ impl<E: Runtime> Ledger<E> {
         log: CommitLog<E>,
         head: SignedCheckpoint,
     ) -> Self {
-        let kind = Kind { family: head.checkpoint.family, hash: head.checkpoint.hash };
+        let kind = head.checkpoint.kind();
         let durable = log.bounds().first;
         Self {
             kind,

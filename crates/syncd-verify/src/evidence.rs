@@ -7,7 +7,6 @@ use commonware_cryptography::ed25519::PublicKey;
 use serde_json::{Value, json};
 use syncd_proto::{
     checkpoint::{FORMAT_VERSION, Policy, Refusal, Rotations, SignedCheckpoint},
-    database::Kind,
     types::Root,
 };
 
@@ -125,7 +124,7 @@ impl Evidence {
         let body = self.response.clone().ok_or_else(|| {
             Unproved::NoContradiction("the response that shows the break is missing".into())
         })?;
-        let kind = Kind { family: offered.family, hash: offered.hash };
+        let kind = offered.kind();
         history_at(kind, offered.operations_root, offered.size, known.size, Bytes::from(body))
             .map_err(|error| {
                 Unproved::NoContradiction(format!("the response proves nothing: {error}"))

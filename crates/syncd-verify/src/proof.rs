@@ -248,7 +248,7 @@ impl ProofFile {
         policy.learn(&self.rotations)?;
         policy.verify(&self.checkpoint)?;
         self.check(expect)?;
-        let kind = Kind { family: checkpoint.family, hash: checkpoint.hash };
+        let kind = checkpoint.kind();
         let operation = match &self.statement {
             Statement::Value { key, value } => {
                 self.prove_key(kind, key, Some(value))?;

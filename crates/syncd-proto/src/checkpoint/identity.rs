@@ -1,7 +1,7 @@
 //! The identity of a database: what it is a digest of.
 
 use super::{Digest, Family, HashKind};
-use crate::{record::CODEC_VERSION, types::DatabaseId};
+use crate::{database::Kind, record::CODEC_VERSION, types::DatabaseId};
 use bytes::BufMut;
 use commonware_codec::{
     Buf, Encode as _, Error as CodecError, FixedSize, Read, ReadExt as _, Write,
@@ -46,6 +46,11 @@ pub struct Identity {
 }
 
 impl Parameters {
+    /// The kind of the database.
+    pub const fn kind(&self) -> Kind {
+        Kind { family: self.family, hash: self.hash }
+    }
+
     /// The parameters of a new database.
     pub const fn new(
         random: [u8; 32],

@@ -32,7 +32,11 @@ pub use identity::{Identity, LAYOUT_VERSION, Parameters};
 pub use policy::{Admission, Policy, Refusal, check_freshness, compare};
 pub use rotation::{Rotation, Rotations};
 
-use crate::types::{DatabaseId, Digest, Family, HashKind, Root};
+use crate::{
+    database::{Kind, State},
+    record::CommitMetadata,
+    types::{DatabaseId, Digest, Family, HashKind, Root},
+};
 use bytes::BufMut;
 use commonware_codec::{
     Buf, DecodeExt as _, Encode as _, Error as CodecError, FixedSize, Read, ReadExt as _, Write,
@@ -72,6 +76,42 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
+    /// What `state` is described as, in the database `id`.
+    pub fn of_state(
+        id: DatabaseId,
+        kind: Kind,
+        state: State,
+        made: CommitMetadata,
+        signed_at_ms: u64,
+    ) -> Self {
+        let Kind { family, hash } = kind;
+        let State { size, floor, root, operations_root } = state;
+        let CommitMetadata { sequence, committed_at_ms } = made;
+        Self {
+            database: id,
+            family,
+            hash,
+            sequence,
+            floor,
+            size,
+            root,
+            operations_root,
+            committed_at_ms,
+            signed_at_ms,
+        }
+    }
+
+    /// The state that it describes.
+    pub const fn state(&self) -> State {
+        let Self { size, floor, root, operations_root, .. } = *self;
+        State { size, floor, root, operations_root }
+    }
+
+    /// The kind of its database.
+    pub const fn kind(&self) -> Kind {
+        Kind { family: self.family, hash: self.hash }
+    }
+
     /// Whether both describe the same state, whenever they were signed.
     pub fn same_state(&self, other: &Self) -> bool {
         let at = |checkpoint: &Self| Self { signed_at_ms: 0, ..checkpoint.clone() };
