@@ -161,7 +161,6 @@ fn what_a_compact_database_does_not_hold_is_refused_by_name() {
         let state = write(&mut compact, kind.family, 3).await;
         let unsupported = |error| assert!(matches!(error, Error::Unsupported(_)), "{error}");
         unsupported(compact.get(&key_of(1)).await.unwrap_err());
-        unsupported(compact.entry(1).await.unwrap_err());
         let all = NonZeroUsize::MAX;
         unsupported(compact.entries(0, all, BYTES).await.unwrap_err());
         unsupported(compact.prove_key(&key_of(1)).await.unwrap_err());

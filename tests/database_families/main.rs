@@ -391,12 +391,6 @@ fn entries_of_a_log_are_read_by_location() {
         let database = publisher(&context, kind, BATCHES).await;
         let size = database.state().unwrap().size;
         assert_eq!(size, 1 + BATCHES * (WRITES + 1), "a first commit, and one for each batch");
-        // Operation 0 and each batch's last are commits.
-        assert_eq!(database.entry(0).await.unwrap(), None);
-        assert_eq!(database.entry(1).await.unwrap(), Some(value_of(0).into()));
-        assert_eq!(database.entry(WRITES + 1).await.unwrap(), None);
-        assert_eq!(database.entry(WRITES + 2).await.unwrap(), Some(value_of(WRITES).into()));
-        assert!(matches!(database.entry(size).await, Err(Error::OutOfRange(_))));
         assert!(matches!(database.get(b"key").await, Err(Error::Unsupported(_))));
         let all = NonZeroUsize::MAX;
         let page = database.entries(0, all, usize::MAX).await.unwrap();
@@ -404,9 +398,11 @@ fn entries_of_a_log_are_read_by_location() {
         let values: Vec<_> = page.entries.iter().map(|entry| entry.value.clone()).collect();
         let expected: Vec<Bytes> = (0..BATCHES * WRITES).map(|n| value_of(n).into()).collect();
         assert_eq!(values, expected);
-        for entry in &page.entries {
-            assert_eq!(database.entry(entry.location).await.unwrap().as_ref(), Some(&entry.value));
-        }
+        // Operation 0 and each batch's last are commits.
+        let locations: Vec<u64> = page.entries.iter().map(|entry| entry.location).collect();
+        let expected: Vec<u64> =
+            (0..size).filter(|location| location % (WRITES + 1) != 0).collect();
+        assert_eq!(locations, expected);
         // Page by page, by count and by bytes, gives the same.
         for (count, bytes) in [(7, usize::MAX), (usize::MAX, 100), (3, 10), (1, 0)] {
             let (mut read, mut from) = (Vec::new(), 0);

@@ -1,16 +1,8 @@
 //! The hash of a database, chosen at run time, and the conversion of its digests.
 
-use crate::types::{DIGEST_LENGTH, Digest, HashKind};
+use crate::types::{DIGEST_LENGTH, Digest};
 use commonware_codec::DecodeExt as _;
-use commonware_cryptography::{Blake3, Hasher, Sha256};
-
-/// Hash of a user's key: the key that the database knows.
-pub fn hash_key(hash: HashKind, key: &[u8]) -> Digest {
-    match hash {
-        HashKind::Sha256 => to_plain::<Sha256>(&Sha256::hash(&[key])),
-        HashKind::Blake3 => to_plain::<Blake3>(&Blake3::hash(&[key])),
-    }
-}
+use commonware_cryptography::Hasher;
 
 /// The plain form of a hasher's digest.
 pub fn to_plain<H: Hasher>(digest: &H::Digest) -> Digest {

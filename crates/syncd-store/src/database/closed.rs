@@ -62,10 +62,6 @@ impl Database for Closed {
         Err(Error::Poisoned)
     }
 
-    async fn entry(&self, _: u64) -> Result<Option<Bytes>, Error> {
-        Err(Error::Poisoned)
-    }
-
     async fn entries(&self, _: u64, _: NonZeroUsize, _: usize) -> Result<Entries, Error> {
         Err(Error::Poisoned)
     }

@@ -64,6 +64,19 @@ const BLOCK_OPERATIONS: u64 = 128;
 #[derive(Default)]
 pub(super) struct Sizes(Mutex<HashMap<u64, usize>>);
 
+/// Blocks whose sizes are remembered: those of 8 million operations, in about 2 MB. Beyond, they are measured again.
+const BLOCKS_MAX: usize = 1 << 16;
+
+impl Sizes {
+    fn remember(&self, block: u64, bytes: usize) {
+        let mut known = self.0.lock();
+        if known.len() >= BLOCKS_MAX {
+            known.clear();
+        }
+        known.insert(block, bytes);
+    }
+}
+
 /// Answers `fetch` from `source` in at most about `bytes_max` bytes, without reading many more.
 pub(super) async fn serve<S>(
     source: &S,
@@ -120,7 +133,7 @@ where
         let lengths = lengths(source, size, next, block_end.min(size) - next).await?;
         let all: usize = lengths.iter().sum();
         if next == block * BLOCK_OPERATIONS && block_end <= size {
-            sizes.0.lock().insert(block, all);
+            sizes.remember(block, all);
         }
         if bytes + all > bytes_max {
             for length in lengths {

@@ -125,10 +125,6 @@ impl<E: Runtime, H: Hasher> Store for Keyless<E, H> {
         plain(operation)
     }
 
-    async fn entry(&self, location: u64) -> Result<Option<Bytes>, Error> {
-        value(self.0.get(Location::new(location)).await?)
-    }
-
     async fn entries(
         &self,
         from: u64,

@@ -33,7 +33,6 @@ pub use source::{FetchError, Fetched, Fetcher, Proved, Verdict};
 pub(crate) use storage::PAGE_SIZE as LOG_PAGE_SIZE;
 pub use syncd_proto::{
     database::{EXECUTION_VERSION, ExecutionVersion, Fetch, Kind, Operation, State, WriteRule},
-    hash::hash_key,
     record, types,
 };
 
@@ -207,14 +206,6 @@ pub trait Database: Send + Sync {
         start: u64,
         max: NonZeroU64,
     ) -> Result<Vec<Operation>, Error>;
-
-    /// The value at `location` of a log of values; `None` where a commit stands.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::OutOfRange`] at and beyond the size, [`Error::Unsupported`] where values have keys
-    /// or are not held.
-    async fn entry(&self, location: u64) -> Result<Option<Bytes>, Error>;
 
     /// The values of a log of values from `from`: at most `count_max`, and of at most `bytes_max`
     /// bytes together unless the first alone is larger. Commits are skipped.

@@ -94,11 +94,6 @@ pub(super) trait Store: Sized + Send + Sync + 'static {
         async { Err(Error::Unsupported("only family 'current' proves keys")) }
     }
 
-    /// See [`Database::entry`].
-    fn entry(&self, _location: u64) -> impl Future<Output = Result<Option<Bytes>, Error>> + Send {
-        async { Err(Error::Unsupported("only family 'keyless' in mode 'full' has entries")) }
-    }
-
     /// See [`Database::entries`].
     fn entries(
         &self,
@@ -240,10 +235,6 @@ impl<S: Store> Database for Opened<S> {
         max: NonZeroU64,
     ) -> Result<Vec<Operation>, Error> {
         family::operations(self.slot.get()?.source(), size, start, max, S::plain).await
-    }
-
-    async fn entry(&self, location: u64) -> Result<Option<Bytes>, Error> {
-        self.slot.get()?.entry(location).await
     }
 
     async fn entries(
