@@ -4,7 +4,7 @@ use super::{
     Error, Fetcher, OpenAt, Operation, State, StateSync, SyncError, family,
     record::Record,
     storage::{self, Location, Merkle, Strategy, Translator},
-    store::{Store, forward_to_full_library, forward_to_library},
+    store::{Store, forward_to_full_library, forward_to_library, open_and_sync},
     types::{Change, Family},
 };
 use crate::runtime::Runtime;
@@ -42,20 +42,7 @@ fn config(generation: u64) -> VariableConfig<Translator, ((), ()), Strategy> {
     }
 }
 
-impl<E: Runtime, H: Hasher> Any<E, H> {
-    pub(super) async fn open(context: E, generation: u64, at: OpenAt) -> Result<Self, Error> {
-        Ok(Self(Db::init(context, config(generation), at.max_size()).await?))
-    }
-
-    pub(super) async fn sync(
-        context: E,
-        generation: u64,
-        target: &StateSync,
-        fetcher: Arc<dyn Fetcher>,
-    ) -> Result<Self, SyncError> {
-        Ok(Self(family::sync(context, config(generation), target, fetcher).await?))
-    }
-}
+open_and_sync!(Any);
 
 /// What an operation of the library says.
 pub(super) fn plain<H: Hasher>(operation: Op<H>) -> Result<Operation, Error> {

@@ -10,7 +10,7 @@ use super::{
     Entries, Error, Fetcher, LogEntry, OpenAt, Operation, State, StateSync, SyncError, family,
     record::Record,
     storage::{self, Location, Merkle, Strategy},
-    store::{Store, forward_to_full_library, forward_to_library},
+    store::{Store, forward_to_full_library, forward_to_library, open_and_sync},
     types::{Change, Family},
 };
 use crate::runtime::Runtime;
@@ -43,20 +43,7 @@ fn config(generation: u64) -> keyless::Config<(), Strategy> {
     keyless::Config { merkle, log }
 }
 
-impl<E: Runtime, H: Hasher> Keyless<E, H> {
-    pub(super) async fn open(context: E, generation: u64, at: OpenAt) -> Result<Self, Error> {
-        Ok(Self(Db::init(context, config(generation), at.max_size()).await?))
-    }
-
-    pub(super) async fn sync(
-        context: E,
-        generation: u64,
-        target: &StateSync,
-        fetcher: Arc<dyn Fetcher>,
-    ) -> Result<Self, SyncError> {
-        Ok(Self(family::sync(context, config(generation), target, fetcher).await?))
-    }
-}
+open_and_sync!(Keyless);
 
 /// The record that a change appends.
 pub(super) fn addition(change: &Change) -> Result<Record, Error> {

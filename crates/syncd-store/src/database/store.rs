@@ -151,6 +151,31 @@ macro_rules! forward_to_full_library {
 }
 pub(super) use forward_to_full_library;
 
+/// Opens a family's database, or fetches it: `config`, `Db` are the family's own.
+macro_rules! open_and_sync {
+    ($name:ident) => {
+        impl<E: Runtime, H: Hasher> $name<E, H> {
+            pub(super) async fn open(
+                context: E,
+                generation: u64,
+                at: OpenAt,
+            ) -> Result<Self, Error> {
+                Ok(Self(Db::init(context, config(generation), at.max_size()).await?))
+            }
+
+            pub(super) async fn sync(
+                context: E,
+                generation: u64,
+                target: &StateSync,
+                fetcher: Arc<dyn Fetcher>,
+            ) -> Result<Self, SyncError> {
+                Ok(Self(family::sync(context, config(generation), target, fetcher).await?))
+            }
+        }
+    };
+}
+pub(super) use open_and_sync;
+
 /// An open database of any family.
 pub(super) struct Opened<S> {
     slot: Slot<S>,
