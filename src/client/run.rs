@@ -7,21 +7,18 @@ use super::{
     state::ReplicaState,
     sync_loop::{Config as LoopConfig, Pace},
 };
-use crate::watch;
 use crate::{
-    api::{self, Backend as _},
     checkpoint::{Policy, Rotations},
     config::{
         client::{Args, Config, Follow, OnEquivocation},
         default_storage_dir, parse_or_exit,
     },
-    control::{self, Report},
-    daemon::{self, Failure, Ground},
+    control::Report,
+    daemon::{self, Edge, Failure, Ground},
     database::types::DatabaseId,
     directory::{self, Role},
-    documents::Endpoints,
-    exit, http, keys,
-    lifecycle::Health,
+    exit, keys,
+    lifecycle::Ready,
     link::{self, Connector},
     replicate::state_sync,
     runtime::{Runtime as _, StorageGuard},
@@ -200,98 +197,43 @@ async fn run(
     spans: SpanCounts,
     identity: PrivateKey,
 ) -> Result<(), Failure> {
-    let Ground { api, metrics, lock: _lock, guard, shutdown, control, descriptors, supervisor } =
-        ground;
-    let asked = control::serve(control);
-    let shares = descriptors.shares;
-    let health = Health::default();
-    let endpoints = Endpoints {
-        sync: None,
-        api: daemon::local_address(&api)?,
-        metrics: daemon::local_address(&metrics)?,
-    };
-    let registry = context.child("syncd");
-    let connections = Arc::new(http::Metrics::new(&registry.child("http")));
-    let mut admin = daemon::serve_admin(
-        &context,
-        metrics,
-        health.clone(),
-        spans,
-        connections.clone(),
-        shares,
-        None,
-    );
-    let _build = daemon::build_info(&registry);
+    let grace = config.common.shutdown_grace;
+    let (mut edge, guard) = Edge::open(&context, ground, spans, None, grace)?;
     let trust = tokio::select! {
         trust = wait_for_trust(&config) => trust?,
-        () = shutdown.wait() => return Ok(()),
+        () = edge.shutdown.wait() => return Ok(()),
     };
     let setup = setup(&config, trust, identity, guard);
-    let mut core = core::start(context.child("client"), &registry, setup).await.map_err(failure)?;
+    let started = core::start(context.child("client"), &context.child("syncd"), setup).await;
+    let mut core = started.map_err(failure)?;
     let tokens = daemon::load_tokens(None, config.read_token.as_ref())?;
     let backend = Arc::new(ClientBackend::new(context.child("api"), core.replica.clone()));
-    let (stop, stopped) = watch::channel(false);
-    let requests = api::Metrics::new(&registry.child("http"));
-    let watched = backend.clone();
-    let address = config.api.ip();
-    let router = api::router(backend, tokens.clone(), address, requests, stopped.clone());
-    let mut serving = daemon::serve_api(api, router, shares.api, stopped, connections);
-    set_ready(&health, &context, &core.replica, &config);
-    daemon::write_endpoints(&config.storage_dir, &endpoints)?;
+    let ready = readiness(&context, &core.replica, &config);
+    edge.serve(backend, tokens.clone(), config.api.ip(), ready, &config.storage_dir)?;
     tracing::info!(
         size = core.replica.head().map_or(0, |head| head.checkpoint.size),
         server = core.replica.server,
-        api = %endpoints.api,
-        metrics = %endpoints.metrics,
+        api = %edge.endpoints.api,
+        metrics = %edge.endpoints.metrics,
         "serving"
     );
-    supervisor.ready();
-    supervisor.watch(health.clone(), move || watched.status());
-    let reload = control::on_reload(&shutdown, asked, &supervisor, || {
+    let reload = || {
         let mut report = Report::default();
         daemon::reload_tokens(&tokens, None, config.read_token.as_ref(), &mut report);
         daemon::reload_level(&level, &config.common, &mut report);
         report
-    });
+    };
     let serves_on = config.on_equivocation == OnEquivocation::Serve;
-    let result = tokio::select! {
-        () = shutdown.wait() => Ok(()),
-        () = reload => Ok(()),
-        ended = core.ended(serves_on) => Err(explain(ended)),
-        ended = daemon::ports_ended(&mut serving, &mut admin) => Err(ended),
-    };
-    if let Err((task, failure)) = result {
-        health.died(task);
-        return Err(failure);
-    }
-    tracing::info!("draining");
-    supervisor.stopping();
-    health.drain();
-    let drain = async {
-        stop.send_replace(true);
-        let _ = serving.await;
-        core.drain().await
-    };
-    tokio::select! {
-        result = drain => result.map_err(failure)?,
-        () = tokio::time::sleep(config.common.shutdown_grace) => {
-            tracing::warn!("the drain took longer than --shutdown-grace; what was verified is safe");
-        }
-    }
-    tracing::info!("stopped");
-    Ok(())
+    let ended = async { explain(core.ended(serves_on).await) };
+    edge.work(reload, ended).await?;
+    edge.drain(async { core.drain().await.map_err(failure) }, "verified").await
 }
 
 /// Ready: a verified state, little lag, a fresh signature.
-fn set_ready(
-    health: &Health,
-    context: &Context,
-    replica: &Arc<ReplicaState<Context>>,
-    config: &Config,
-) {
+fn readiness(context: &Context, replica: &Arc<ReplicaState<Context>>, config: &Config) -> Ready {
     let (clock, replica) = (context.child("ready"), replica.clone());
     let (lag_max, age_max) = (config.ready_max_lag, config.max_age);
-    health.set_ready(Arc::new(move || {
+    Arc::new(move || {
         let now = clock.moment();
         if replica.head().is_none() {
             return Err("no state has been verified yet".into());
@@ -301,7 +243,7 @@ fn set_ready(
             return Err(format!("lag of {lag:.1} s is above --ready-max-lag"));
         }
         replica.staleness(age_max, now).map_or(Ok(()), Err)
-    }));
+    })
 }
 
 /// Which task ended, and what the process says of it.

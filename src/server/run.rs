@@ -6,15 +6,15 @@ use super::{
 };
 use crate::watch;
 use crate::{
-    api::{self, Backend as _, Tokens},
+    api::Tokens,
     config::server::{Config, from_args},
-    control::{self, Report},
-    daemon::{self, Failure, Ground},
+    control::Report,
+    daemon::{self, Edge, Failure, Ground},
     descriptors::Shares,
     directory::{self, Role},
     documents::Endpoints,
-    exit, http, keys,
-    lifecycle::Health,
+    exit, keys,
+    lifecycle::Ready,
     runtime::StorageGuard,
     serve::Authorized,
     tasks::Task,
@@ -132,9 +132,6 @@ async fn run(
     identity: PrivateKey,
     publisher: PrivateKey,
 ) -> Result<(), Failure> {
-    let Ground { api, metrics, lock: _lock, guard, shutdown, control, descriptors, supervisor } =
-        ground;
-    let asked = control::serve(control);
     let listener = context.bind(config.listen).await.map_err(|_| {
         let text = format!(
             "cannot listen on {} (--port): the port is in use or not allowed",
@@ -143,37 +140,22 @@ async fn run(
         Failure::new(exit::IO, text)
     })?;
     let sync_address = listener.local_addr().map_err(|e| Failure::new(exit::IO, e.to_string()))?;
-    let health = Health::default();
-    let endpoints = Endpoints {
-        sync: Some(sync_address),
-        api: daemon::local_address(&api)?,
-        metrics: daemon::local_address(&metrics)?,
-    };
-    let registry = context.child("syncd");
-    let connections = Arc::new(http::Metrics::new(&registry.child("http")));
-    let shares = descriptors.shares;
-    let sockets = Some(shares.sessions + shares.handshakes);
-    let mut admin = daemon::serve_admin(
-        &context,
-        metrics,
-        health.clone(),
-        spans,
-        connections.clone(),
-        shares,
-        sockets,
-    );
+    let shares = ground.descriptors.shares;
+    let sync = Some((sync_address, shares.sessions + shares.handshakes));
+    let grace = config.common.shutdown_grace;
+    let (mut edge, guard) = Edge::open(&context, ground, spans, sync, grace)?;
     let authorized = load_authorized(&config)?;
     let tokens = daemon::load_tokens(config.api_token.as_ref(), config.read_token.as_ref())?;
-    let _build = daemon::build_info(&registry);
     let public = (identity.public_key(), publisher.public_key());
     let setup = setup(&config, identity, publisher, authorized.clone(), guard);
+    let registry = context.child("syncd");
     let starting = core::start(context.child("server"), &registry, setup, listener);
     tokio::pin!(starting);
     let mut core = tokio::select! {
         core = &mut starting => core.map_err(failure)?,
-        () = shutdown.wait() => {
+        () = edge.shutdown.wait() => {
             // What is executed again or made is not broken off half way, unless that takes too long.
-            let started = tokio::time::timeout(config.common.shutdown_grace, starting).await;
+            let started = tokio::time::timeout(grace, starting).await;
             return match started {
                 Ok(core) => core.map_err(failure)?.drain().await.map_err(failure),
                 Err(_) => Ok(()),
@@ -198,47 +180,16 @@ async fn run(
         rotations: core.rotations.clone(),
         writer: writer.clone(),
     });
-    let (stop, stopped) = watch::channel(false);
-    let api_host = config.api.ip();
-    let requests = api::Metrics::new(&registry.child("http"));
-    let watched = backend.clone();
-    let router = api::router(backend, tokens.clone(), api_host, requests, stopped.clone());
-    let mut serving = daemon::serve_api(api, router, shares.api, stopped, connections);
-    health.set_ready(Arc::new(|| Ok(())));
-    daemon::write_endpoints(&config.storage_dir, &endpoints)?;
-    announce(&core, &endpoints);
-    supervisor.ready();
-    supervisor.watch(health.clone(), move || watched.status());
-    let reload = control::on_reload(&shutdown, asked, &supervisor, || {
-        reload(&config, &authorized, &tokens, &level)
-    });
-    let result = tokio::select! {
-        () = shutdown.wait() => Ok(()),
-        () = reload => Ok(()),
-        ended = supervise(&mut core) => Err(ended),
-        ended = daemon::ports_ended(&mut serving, &mut admin) => Err(ended),
-    };
-    if let Err((task, failure)) = result {
-        health.died(task);
-        return Err(failure);
-    }
-    tracing::info!("draining");
-    supervisor.stopping();
-    health.drain();
-    let drain = async {
-        stop.send_replace(true);
-        let _ = serving.await;
+    let ready: Ready = Arc::new(|| Ok(()));
+    edge.serve(backend, tokens.clone(), config.api.ip(), ready, &config.storage_dir)?;
+    announce(&core, &edge.endpoints);
+    let reload = || reload(&config, &authorized, &tokens, &level);
+    edge.work(reload, supervise(&mut core)).await?;
+    let rest = async {
         writer.publisher.store(None);
-        core.drain().await
+        core.drain().await.map_err(failure)
     };
-    tokio::select! {
-        result = drain => result.map_err(failure)?,
-        () = tokio::time::sleep(config.common.shutdown_grace) => {
-            tracing::warn!("the drain took longer than --shutdown-grace; what was acknowledged is safe");
-        }
-    }
-    tracing::info!("stopped");
-    Ok(())
+    edge.drain(rest, "acknowledged").await
 }
 
 fn announce(core: &Core<Context>, endpoints: &Endpoints) {

@@ -1,37 +1,27 @@
 //! What both daemons do around their work: ports, runtime, files that tell others where they are.
 
+mod edge;
+
+pub use edge::Edge;
+
 use crate::{
-    VERSION, admin,
     api::Tokens,
     config::{self, CommonArgs, Invalid, TokenFile},
     control::{Control, Report},
     descriptors::{self, Files, Plan, Shares, TooFew},
     directory::{self, DirectoryError, DirectoryLock, LayoutError, Role},
-    documents::Endpoints,
     exit, http, keys,
-    lifecycle::{Health, Shutdown},
+    lifecycle::Shutdown,
     runtime::StorageGuard,
     stdio,
     supervisor::Supervisor,
-    tasks::Task,
     telemetry::{
         Telemetry,
         logs::{self, Level},
-        process::Process,
-        traces::SpanCounts,
     },
 };
 use arc_swap::ArcSwapOption;
-use axum::Router;
-use commonware_runtime::{
-    Metrics as _, Supervisor as _,
-    telemetry::metrics::Registered,
-    tokio::{Config as RuntimeConfig, Context, Runner},
-};
-use prometheus_client::{
-    encoding::EncodeLabelSet,
-    metrics::{family::Family, gauge::Gauge},
-};
+use commonware_runtime::tokio::{Config as RuntimeConfig, Context, Runner};
 use std::{
     net::{SocketAddr, TcpListener},
     panic::AssertUnwindSafe,
@@ -289,76 +279,6 @@ pub fn start_telemetry(service: &'static str, common: &CommonArgs) -> Result<Tel
         .map_err(|message| Failure::new(exit::USAGE, message))
 }
 
-/// Serves the metrics port until the process ends. `sync` is the most connections of the port for replicas, where
-/// there is one.
-pub fn serve_admin(
-    context: &Context,
-    listener: TcpListener,
-    health: Health,
-    spans: SpanCounts,
-    metrics: Arc<http::Metrics>,
-    shares: Shares,
-    sync: Option<usize>,
-) -> Port {
-    let registry = context.child("encode");
-    let mut connections = vec![("api", shares.api), ("metrics", shares.metrics)];
-    connections.extend(sync.map(|max| ("sync", max)));
-    let product = context.child("syncd");
-    let process = Process::new(&context.child("process"), &product, spans, &connections);
-    let encode: admin::Encode = Arc::new(move || {
-        process.measure();
-        registry.encode()
-    });
-    let router = admin::router(encode, health);
-    let port = http::Port {
-        name: "metrics",
-        connections_max: shares.metrics,
-        place_max: Some(http::METRICS_PLACE_MAX),
-        metrics,
-    };
-    tokio::spawn(http::serve(listener, router, port, std::future::pending()))
-}
-
-/// Serves the API until `stop` is set; the handle ends when what was in flight has.
-pub fn serve_api(
-    listener: TcpListener,
-    router: Router,
-    connections_max: usize,
-    mut stop: crate::watch::Receiver<bool>,
-    metrics: Arc<http::Metrics>,
-) -> Port {
-    let port = http::Port { name: "api", connections_max, place_max: None, metrics };
-    let stopped = async move {
-        let _ = stop.wait_for(|stop| *stop).await;
-    };
-    tokio::spawn(http::serve(listener, router, port, stopped))
-}
-
-/// A port that is being served.
-pub type Port = tokio::task::JoinHandle<std::io::Result<()>>;
-
-/// Waits until one of the ports is no longer served, which does not happen by itself.
-pub async fn ports_ended(api: &mut Port, metrics: &mut Port) -> (Task, Failure) {
-    let (task, ended) = tokio::select! {
-        ended = api => (Task::Api, ended),
-        ended = metrics => (Task::Metrics, ended),
-    };
-    let reason = match ended {
-        Ok(Ok(())) => "it ended by itself".to_string(),
-        Ok(Err(error)) => error.to_string(),
-        Err(error) => error.to_string(),
-    };
-    let failure = Failure::new(exit::INTERNAL, format!("the {task} port failed: {reason}"));
-    tracing::error!(error = %failure, "cannot go on");
-    (task, failure)
-}
-
-/// Writes where the daemon listens to `public/endpoints.json`, for tools on this machine.
-pub fn write_endpoints(storage_dir: &Path, endpoints: &Endpoints) -> Result<(), Failure> {
-    let line = serde_json::to_string(endpoints).map_err(std::io::Error::other)?;
-    write_public(storage_dir, "endpoints.json", &line)
-}
-
 /// Writes a public file. Without room there is none, and what is no longer true is removed: the work does not need it.
 pub fn write_public(storage_dir: &Path, name: &str, line: &str) -> Result<(), Failure> {
     let directory = public_dir(storage_dir);
@@ -370,11 +290,6 @@ pub fn write_public(storage_dir: &Path, name: &str, line: &str) -> Result<(), Fa
         }
         result => Ok(result?),
     }
-}
-
-/// The address that a listener got.
-pub fn local_address(listener: &TcpListener) -> Result<SocketAddr, Failure> {
-    Ok(listener.local_addr()?)
 }
 
 /// Reads the tokens of the API.
@@ -423,28 +338,4 @@ pub fn reload_level(level: &Level, common: &CommonArgs, report: &mut Report) {
             report.failed.push(config::invalid("--log-level", flag, allowed).to_string());
         }
     }
-}
-
-#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-struct BuildLabel {
-    version: &'static str,
-    commit: &'static str,
-    commonware: &'static str,
-}
-
-/// `syncd_build_info`; exposed as long as it is held.
-pub struct BuildInfo(
-    #[allow(dead_code, reason = "held to stay registered")] Registered<Family<BuildLabel, Gauge>>,
-);
-
-/// Registers `syncd_build_info`.
-pub fn build_info(registry: &Context) -> BuildInfo {
-    let family = Family::<BuildLabel, Gauge>::default();
-    let label = BuildLabel {
-        version: VERSION,
-        commit: option_env!("SYNCD_COMMIT").unwrap_or("unknown"),
-        commonware: "2026.10.0",
-    };
-    family.get_or_create(&label).set(1);
-    BuildInfo(registry.register("build_info", "What this program was built from", family))
 }
