@@ -267,10 +267,12 @@ impl Model {
         }
     }
 
-    /// A replica started again. With `in_order`, nothing may be forgotten.
+    /// A replica started again. With `in_order`, nothing may be forgotten. Whatever happened, it serves at once what it
+    /// served before.
     pub fn restarted(
         &mut self,
         index: usize,
+        serves: Option<&SignedCheckpoint>,
         known: Option<&SignedCheckpoint>,
         crashed: Duration,
         in_order: bool,
@@ -284,6 +286,12 @@ impl Model {
         let kept = kept.map_or(0, |(_, sequence)| *sequence).max(replica.served);
         let found = known.map_or(0, |known| known.checkpoint.sequence);
         assert!(found >= kept, "replica {index} knew of commit {kept} and forgot it: {found}");
+        let serves = serves.map_or(0, |head| head.checkpoint.sequence);
+        let served = replica.served;
+        assert!(
+            serves >= served,
+            "replica {index} served commit {served}, after a restart {serves}"
+        );
         replica.known.clear();
     }
 

@@ -368,7 +368,8 @@ impl Story {
                     let late = if busy { 2 * SYNC_TIME_BUSY } else { Duration::ZERO };
                     let crashed = crashed.saturating_sub(late);
                     let mut model = self.model.lock().unwrap();
-                    model.restarted(index, known.as_ref(), crashed, in_order);
+                    let head = process.parts.head();
+                    model.restarted(index, head.as_ref(), known.as_ref(), crashed, in_order);
                     cast.clients[index] = Some(process);
                     return;
                 }
