@@ -98,7 +98,16 @@ impl Story {
         verify_key(kind, root, key.as_bytes(), proof.value.as_deref(), proof.proof.clone())
             .unwrap();
         let wrong = proof.value.as_deref().map_or(Some(&b"wrong"[..]), |_| None);
-        assert!(verify_key(kind, root, key.as_bytes(), wrong, proof.proof).is_err());
+        assert!(verify_key(kind, root, key.as_bytes(), wrong, proof.proof.clone()).is_err());
+        let (key, value) = (key.as_bytes(), proof.value.as_deref());
+        let mut other = root;
+        other.0[0] ^= 1;
+        assert!(verify_key(kind, other, key, value, proof.proof.clone()).is_err());
+        let mut bytes = proof.proof.to_vec();
+        let at = self.world.draw(0, bytes.len() as u64) as usize;
+        bytes[at] ^= 1 << self.world.draw(0, 8);
+        let changed = verify_key(kind, root, key, value, bytes.into());
+        assert!(changed.is_err(), "a proof with a flipped bit proves {key:?} as well");
     }
 
     /// An export while the world goes on: it holds one state, whole, whatever is written meanwhile.
