@@ -61,7 +61,7 @@ impl Story {
         if self.case.family == Family::Current {
             tokio::select! {
                 biased;
-                () = self.prove_key(&ledger) => {}
+                () = self.prove_keys(&ledger) => {}
                 () = life.died() => {}
             }
         }
@@ -88,9 +88,13 @@ impl Story {
         assert!(changed.is_err() || changed == Ok(found), "a flipped bit proves something else");
     }
 
-    async fn prove_key(&self, ledger: &Ledger<Machine>) {
-        let key =
-            format!("key/{}", self.world.draw(0, WRITERS) * 100 + self.world.draw(0, KEYS + 2));
+    async fn prove_keys(&self, ledger: &Ledger<Machine>) {
+        let written = self.world.draw(0, WRITERS) * 100 + self.world.draw(0, KEYS + 2);
+        self.prove_key(ledger, format!("key/{written}")).await;
+        self.prove_key(ledger, format!("nobody's/{}", self.world.draw(0, 1000))).await;
+    }
+
+    async fn prove_key(&self, ledger: &Ledger<Machine>, key: String) {
         let Ok((head, proof)) = ledger.prove_key(key.as_bytes()).await else { return };
         self.model.lock().unwrap().saw(&head, self.now());
         let root = head.checkpoint.root;
