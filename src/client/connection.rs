@@ -8,10 +8,10 @@ use super::{
 use crate::watch;
 use crate::{
     checkpoint::Refusal,
-    database::{EXECUTION_VERSION, types::DatabaseId},
+    database::types::DatabaseId,
     link::{Connected, Connector, Link, LinkError},
     runtime::Runtime,
-    wire::{Code, Extensions, Features, Hello, Versions, Welcome},
+    wire::{Code, Hello, Welcome},
 };
 use commonware_utils::sync::Mutex;
 use std::{
@@ -108,15 +108,9 @@ impl<E: Runtime> Connection<E> {
     /// Connects, checks the greeting, and waits for the end.
     async fn connect_and_hold(&self, context: &E) -> LinkError {
         let hello = Hello {
-            versions: Versions::OURS,
-            features: Features::OURS,
-            execution: EXECUTION_VERSION,
-            family: self.replica.family,
-            mode: self.replica.mode,
-            database: Some(self.database),
             newest: self.replica.known.newest(),
             rotations: self.replica.known.rotations(),
-            extensions: Extensions::default(),
+            ..Hello::new(self.replica.family, self.replica.mode, Some(self.database))
         };
         let connecting = self.connector.connect(
             context.child("connection"),

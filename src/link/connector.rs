@@ -198,12 +198,8 @@ fn in_turn(addresses: Vec<IpAddr>) -> Vec<IpAddr> {
 mod tests {
     use super::*;
     use crate::{
-        checkpoint::Rotations,
-        database::{
-            EXECUTION_VERSION,
-            types::{Family, Mode},
-        },
-        wire::{Code, Extensions, Features, Refused},
+        database::types::{Family, Mode},
+        wire::{Code, Refused},
     };
     use commonware_cryptography::Signer as _;
     use commonware_runtime::{
@@ -228,17 +224,7 @@ mod tests {
     }
 
     fn hello() -> Hello {
-        Hello {
-            versions: Versions::OURS,
-            features: Features::OURS,
-            execution: EXECUTION_VERSION,
-            family: Family::Any,
-            mode: Mode::Full,
-            database: None,
-            newest: None,
-            rotations: Rotations::default(),
-            extensions: Extensions::default(),
-        }
+        Hello::new(Family::Any, Mode::Full, None)
     }
 
     /// Accepts for ever, and keeps what it accepts.

@@ -11,9 +11,9 @@ use commonware_runtime::{Runner as _, tokio::Context};
 use commonware_stream::Upgrader as _;
 use std::{net::SocketAddr, path::Path, time::Duration};
 use syncd::{
-    database::{EXECUTION_VERSION, types::Mode},
+    database::types::Mode,
     link::{Frames, spawn_frames, upgrader},
-    wire::{FRAME_BYTES_MAX, Features, Hello, NAMESPACE, Reply, Versions},
+    wire::{FRAME_BYTES_MAX, Hello, NAMESPACE, Reply},
 };
 
 /// Runs `work` on the production runtime, with storage in `directory` that nobody else uses.
@@ -43,17 +43,7 @@ impl Door {
         Self {
             address: server.sync.parse().unwrap(),
             server: syncd::keys::parse_public(&public("identity.pub")).unwrap(),
-            hello: Hello {
-                versions: Versions::OURS,
-                features: Features::OURS,
-                execution: EXECUTION_VERSION,
-                family: syncd::database::types::Family::Any,
-                mode: Mode::Full,
-                database: Some(database),
-                newest: None,
-                rotations: syncd::checkpoint::Rotations::default(),
-                extensions: syncd::wire::Extensions::default(),
-            },
+            hello: Hello::new(syncd::database::types::Family::Any, Mode::Full, Some(database)),
         }
     }
 

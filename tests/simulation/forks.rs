@@ -337,15 +337,8 @@ fn a_commit_that_reads_do_not_see_yet_is_no_amnesia() {
         let connector =
             Connector { port: 4000, ..client_setup(kind, server.parts.database).connector };
         let mut hello = syncd::wire::Hello {
-            versions: syncd::wire::Versions::OURS,
-            features: syncd::wire::Features::OURS,
-            execution: syncd::database::EXECUTION_VERSION,
-            family: kind.family,
-            mode: kind.mode,
-            database: Some(server.parts.database),
             newest: Some(commit.checkpoint.clone()),
-            rotations: syncd::checkpoint::Rotations::default(),
-            extensions: syncd::wire::Extensions::default(),
+            ..syncd::wire::Hello::new(kind.family, kind.mode, Some(server.parts.database))
         };
         let here = context.child("first");
         connector.connect(here, &hello, Arc::default()).await.unwrap();

@@ -10,11 +10,11 @@ use proptest::prelude::*;
 use samples::{checkpoint, commit, hello, requests, rotation, trace};
 use std::time::Duration;
 use syncd_proto::{
-    checkpoint::SignedCheckpoint,
+    checkpoint::{Rotations, SignedCheckpoint, rotation::ROTATIONS_MAX},
     commit::Commit,
     wire::{
-        ClientMessage, Code, EXTENSION_BYTES_MAX, EXTENSIONS_MAX, Extensions, Features, Hello,
-        Refused, Reply, Response, ServerMessage, Versions,
+        CLIENT_MESSAGE_BYTES_MAX, ClientMessage, Code, EXTENSION_BYTES_MAX, EXTENSIONS_MAX,
+        Extensions, Features, Hello, Refused, Reply, Response, ServerMessage, Versions,
     },
 };
 
@@ -110,6 +110,9 @@ fn unknown_extensions_are_skipped() {
     hello.extensions = Extensions(vec![(0xffff, vec![7; EXTENSION_BYTES_MAX]); EXTENSIONS_MAX]);
     hello.features = Features(u64::MAX);
     assert_eq!(Hello::decode(hello.encode()).unwrap(), hello);
+    // The largest greeting is not larger than a server reads.
+    hello.rotations = Rotations(vec![rotation(); ROTATIONS_MAX]);
+    assert!(hello.encode().len() <= CLIENT_MESSAGE_BYTES_MAX, "{}", hello.encode().len());
     hello.extensions.0.push((1, Vec::new()));
     assert!(Hello::decode(hello.encode()).is_err());
     hello.extensions = Extensions(vec![(1, vec![7; EXTENSION_BYTES_MAX + 1])]);

@@ -97,8 +97,8 @@ impl Read for Features {
 
 /// Most extensions of one greeting.
 pub const EXTENSIONS_MAX: usize = 16;
-/// Most bytes of an extension.
-pub const EXTENSION_BYTES_MAX: usize = 1024;
+/// Most bytes of an extension: all of them fit a client's message beside as many rotations as there may be.
+pub const EXTENSION_BYTES_MAX: usize = 128;
 
 /// Parts of a greeting that not every version knows, by number. Numbers are given once and never reused.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

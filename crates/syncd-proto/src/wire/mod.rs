@@ -16,7 +16,7 @@ pub use greeting::{EXTENSION_BYTES_MAX, EXTENSIONS_MAX, Extensions, Features, Ve
 use crate::{
     checkpoint::{Rotations, SignedCheckpoint},
     commit::Commit,
-    database::{ExecutionVersion, Fetch},
+    database::{EXECUTION_VERSION, ExecutionVersion, Fetch},
     trace::TraceContext,
     types::{DatabaseId, Family, HashKind, Mode},
 };
@@ -62,6 +62,23 @@ pub struct Hello {
     pub rotations: Rotations,
     /// What later versions add.
     pub extensions: Extensions,
+}
+
+impl Hello {
+    /// The greeting of this version, by a client that has verified nothing yet.
+    pub fn new(family: Family, mode: Mode, database: Option<DatabaseId>) -> Self {
+        Self {
+            versions: Versions::OURS,
+            features: Features::OURS,
+            execution: EXECUTION_VERSION,
+            family,
+            mode,
+            database,
+            newest: None,
+            rotations: Rotations::default(),
+            extensions: Extensions::default(),
+        }
+    }
 }
 
 /// What a server answers to an acceptable [`Hello`].

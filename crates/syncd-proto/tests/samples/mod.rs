@@ -9,7 +9,7 @@ use syncd_proto::{
     database::{EXECUTION_VERSION, Fetch},
     trace::TraceContext,
     types::{Change, Digest, Family, HashKind, Mode},
-    wire::{Extensions, Features, Hello, Request, Versions},
+    wire::{Extensions, Hello, Request},
 };
 
 pub fn checkpoint(sequence: u64) -> SignedCheckpoint {
@@ -53,15 +53,10 @@ pub fn rotation() -> Rotation {
 /// The first message of a replica.
 pub fn hello() -> Hello {
     Hello {
-        versions: Versions::OURS,
-        features: Features::OURS,
-        execution: EXECUTION_VERSION,
-        family: Family::Any,
-        mode: Mode::Full,
-        database: Some(Digest([1; 32])),
         newest: Some(checkpoint(8)),
         rotations: Rotations(vec![rotation()]),
         extensions: Extensions(vec![(9, b"later".to_vec())]),
+        ..Hello::new(Family::Any, Mode::Full, Some(Digest([1; 32])))
     }
 }
 
