@@ -182,8 +182,10 @@ fn take_lock(storage_dir: &Path, may_be_full: bool) -> Result<DirectoryLock, Fai
 
 /// Makes the directory if need be; what this process makes from here on is closed to other users.
 fn close_to_others(storage_dir: &Path) -> Result<(), DirectoryError> {
-    let closed = directory::prepare(storage_dir).and_then(|()| directory::close_umask(storage_dir));
-    closed.map_err(|source| DirectoryError::Io { path: storage_dir.to_path_buf(), source })
+    let closed = directory::prepare(storage_dir)
+        .map_err(|source| DirectoryError::Io { path: storage_dir.to_path_buf(), source })?;
+    rustix::process::umask(closed);
+    Ok(())
 }
 
 /// Says how many descriptors there are, and for what.

@@ -1,6 +1,5 @@
 //! Who has a storage directory.
 
-use super::prepare;
 use std::{
     fs::{File, TryLockError},
     io::{self, Read as _, Seek as _, Write as _},
@@ -33,8 +32,8 @@ pub enum DirectoryError {
 pub struct DirectoryLock(#[allow(dead_code, reason = "held for its lock")] File);
 
 impl DirectoryLock {
-    /// Makes the directory if needed, takes its lock, and proves that it can be written: the
-    /// storage below would wait for its own lock, and panic where it cannot write.
+    /// Takes the lock of a directory that is there, and proves that it can be written: the storage below would wait for
+    /// its own lock, and panic where it cannot write.
     pub fn take(path: &Path) -> Result<Self, DirectoryError> {
         let (lock, unwritten) = Self::take_unwritten(path)?;
         match unwritten {
@@ -43,11 +42,10 @@ impl DirectoryLock {
         }
     }
 
-    /// Makes the directory if needed and takes its lock. Beside it, why the directory cannot be written, where that is
+    /// Takes the lock of a directory that is there. Beside it, why the directory cannot be written, where that is
     /// for want of room: a replica reads on without.
     pub fn take_unwritten(path: &Path) -> Result<(Self, Option<io::Error>), DirectoryError> {
         let failed = |source| DirectoryError::Io { path: path.to_path_buf(), source };
-        prepare(path).map_err(failed)?;
         let mut file = File::options()
             .read(true)
             .write(true)

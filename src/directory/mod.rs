@@ -28,11 +28,12 @@ const PUBLIC_MODE: u32 = 0o755;
 const SET_GROUP: u32 = 0o2000;
 
 /// Makes the directory if need be, and closes everything in it but `public/` to other users, whatever the umask and
-/// whatever was there before. Modes are only tightened.
+/// whatever was there before. Modes are only tightened. Gives the umask that closes what is made in it from here on, for
+/// a process that does nothing else.
 ///
 /// A directory with the set-group-ID bit is a volume that was given to a group on purpose: there the group keeps what it
 /// has.
-pub fn prepare(path: &Path) -> io::Result<()> {
+pub fn prepare(path: &Path) -> io::Result<Mode> {
     if !path.exists() {
         DirBuilder::new().recursive(true).mode(PUBLIC_MODE).create(path)?;
         fs::set_permissions(path, Permissions::from_mode(DIRECTORY_MODE))?;
@@ -59,16 +60,7 @@ pub fn prepare(path: &Path) -> io::Result<()> {
         let is_roots = metadata.uid() == 0 && metadata.is_file() && !is_ours(&metadata);
         tighten(&entry.path(), &metadata, if is_roots { 0o037 & closed } else { closed })?;
     }
-    Ok(())
-}
-
-/// Lets this process make files that are closed to other users, as those in `path` are: for a process that does nothing
-/// else.
-pub fn close_umask(path: &Path) -> io::Result<()> {
-    let is_shared = fs::metadata(path)?.mode() & SET_GROUP != 0;
-    let closed = if is_shared { 0o007 } else { 0o077 };
-    rustix::process::umask(Mode::from_raw_mode(closed));
-    Ok(())
+    Ok(Mode::from_raw_mode(closed))
 }
 
 fn is_ours(metadata: &Metadata) -> bool {

@@ -205,9 +205,12 @@ impl Builder {
         Ok(address)
     }
 
-    /// What the replica is made of, once its directory is taken.
-    fn setup(&self, host: String, port: u16) -> Result<Setup, OpenError> {
+    /// Takes the directory; gives its lock, and what the replica is made of.
+    fn take(&self, host: String, port: u16) -> Result<(DirectoryLock, Setup), OpenError> {
         let io = |source| OpenError::Io { path: self.directory.clone(), source };
+        directory::prepare(&self.directory).map_err(io)?;
+        let lock = DirectoryLock::take(&self.directory)?;
+        directory::claim(&self.directory, Role::Client)?;
         let data = directory::data_dir(&self.directory);
         let identity = match &self.identity {
             Some(key) => key.clone(),
@@ -215,7 +218,7 @@ impl Builder {
         };
         let connector =
             Connector { host, port, server: self.server.key.clone(), identity, skew: self.skew };
-        Ok(Setup {
+        let setup = Setup {
             connector,
             policy: Policy {
                 publishers: self.trust.publishers.clone(),
@@ -237,7 +240,8 @@ impl Builder {
             directory: self.directory.clone(),
             guard: directory::guard(&self.directory, &data).map_err(io)?,
             room: directory::room(&data),
-        })
+        };
+        Ok((lock, setup))
     }
 }
 
@@ -252,12 +256,7 @@ fn run(
     ready: Ready,
     stop: watch::Receiver<bool>,
 ) -> Ended {
-    let taken = DirectoryLock::take(&builder.directory).map_err(OpenError::from);
-    let taken = taken.and_then(|lock| {
-        directory::claim(&builder.directory, Role::Client)?;
-        Ok((lock, builder.setup(host, port)?))
-    });
-    let (_lock, setup) = match taken {
+    let (_lock, setup) = match builder.take(host, port) {
         Ok(taken) => taken,
         Err(error) => {
             let ended = Ended::Storage(error.to_string());
