@@ -4,10 +4,10 @@
 //! So its reader has to keep a rate, and it ends after a time that its size allows. What is cut is
 //! an incomplete body, never one that looks complete.
 
-use super::{Backend, Entry, Name, drain::Drain, ndjson, observe::Metrics, problem::Problem};
+use super::{Backend, drain::Drain, ndjson, observe::Metrics, problem::Problem};
 use crate::{
     http::Patience,
-    reads::{Export, ReadError, View},
+    reads::{Entry, Export, Name, ReadError, View},
 };
 use axum::{
     body::{Body, Bytes},

@@ -13,7 +13,6 @@ mod problem;
 mod router;
 mod routes;
 
-pub(crate) use crate::reads::{Entry, Name};
 pub use backend::{Backend, Room, WriteError, WriteRequest, Writer};
 pub use guard::Tokens;
 pub use observe::Metrics;

@@ -1,7 +1,7 @@
 //! The routes of the HTTP API.
 
 use super::{
-    Backend, Metrics, Name, Room, WriteRequest, Writer,
+    Backend, Metrics, Room, WriteRequest, Writer,
     body::{self, Bodies, Held},
     contract,
     drain::Drain,
@@ -16,7 +16,7 @@ use crate::{
     database::types::{Change, Digest, Family, IDEMPOTENCY_KEY_LENGTH_MAX, KEY_LENGTH_MAX},
     documents::Status,
     http::{self, Answers},
-    reads::{ReadError, Subject, View},
+    reads::{Name, ReadError, Subject, View},
 };
 use axum::{
     Extension, Json, Router,

@@ -3,7 +3,6 @@
 //! A context that a peer sent names its trace and nothing else: it decides nothing, and is used only
 //! as the parent or link of spans of ours.
 
-use super::spans;
 use prometheus_client::{
     encoding::{EncodeLabelSet, EncodeMetric, MetricEncoder},
     metrics::{MetricType, TypedMetric, exemplar::HistogramWithExemplars},
@@ -34,24 +33,6 @@ pub trait TraceContextExt: Sized {
     fn link(self, span: &Span);
 }
 
-impl TraceContextExt for TraceContext {
-    fn current() -> Option<Self> {
-        spans::current()
-    }
-
-    fn of_span(span: &Span) -> Option<Self> {
-        spans::of_span(span)
-    }
-
-    fn adopt(self, span: &Span) {
-        spans::adopt(self, span);
-    }
-
-    fn link(self, span: &Span) {
-        spans::link(self, span);
-    }
-}
-
 /// Label of an exemplar.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub struct TraceLabel {
@@ -61,7 +42,7 @@ pub struct TraceLabel {
 impl TraceLabel {
     /// The trace that an observation made now belongs to, if it is recorded.
     pub fn current() -> Option<Self> {
-        let context = spans::current().filter(|context| context.flags & SAMPLED != 0)?;
+        let context = TraceContext::current().filter(|context| context.flags & SAMPLED != 0)?;
         Some(Self { trace_id: hex::encode(context.trace) })
     }
 }

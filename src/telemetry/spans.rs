@@ -1,40 +1,37 @@
-//! The running span, for [`super::context`]. Without the feature `daemon` nothing is traced.
-
-#[cfg(feature = "daemon")]
-pub(super) use traced::*;
-#[cfg(not(feature = "daemon"))]
-pub(super) use untraced::*;
+//! What a [`TraceContext`](syncd_proto::trace::TraceContext) has to do with the running span. Without the feature `daemon` nothing is traced.
 
 #[cfg(feature = "daemon")]
 mod traced {
+    use crate::telemetry::context::{TraceContext, TraceContextExt};
     use opentelemetry::{
         Context, SpanId, TraceFlags, TraceId,
         trace::{SpanContext, TraceContextExt as _, TraceState},
     };
-    use syncd_proto::trace::TraceContext;
     use tracing::Span;
     use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
-    pub(in crate::telemetry) fn current() -> Option<TraceContext> {
-        of(&Context::current())
-    }
-
-    pub(in crate::telemetry) fn of_span(span: &Span) -> Option<TraceContext> {
-        if span.is_disabled() { None } else { of(&span.context()) }
-    }
-
-    pub(in crate::telemetry) fn adopt(context: TraceContext, span: &Span) {
-        let remote = remote(context);
-        if remote.is_valid() && !span.is_disabled() {
-            // Fails only for a span that has begun, whose trace stays as it is.
-            let _ = span.set_parent(Context::new().with_remote_span_context(remote));
+    impl TraceContextExt for TraceContext {
+        fn current() -> Option<Self> {
+            of(&Context::current())
         }
-    }
 
-    pub(in crate::telemetry) fn link(context: TraceContext, span: &Span) {
-        let remote = remote(context);
-        if remote.is_valid() && !span.is_disabled() {
-            span.add_link(remote);
+        fn of_span(span: &Span) -> Option<Self> {
+            if span.is_disabled() { None } else { of(&span.context()) }
+        }
+
+        fn adopt(self, span: &Span) {
+            let remote = remote(self);
+            if remote.is_valid() && !span.is_disabled() {
+                // Fails only for a span that has begun, whose trace stays as it is.
+                let _ = span.set_parent(Context::new().with_remote_span_context(remote));
+            }
+        }
+
+        fn link(self, span: &Span) {
+            let remote = remote(self);
+            if remote.is_valid() && !span.is_disabled() {
+                span.add_link(remote);
+            }
         }
     }
 
@@ -73,18 +70,20 @@ mod traced {
 
 #[cfg(not(feature = "daemon"))]
 mod untraced {
-    use syncd_proto::trace::TraceContext;
+    use crate::telemetry::context::{TraceContext, TraceContextExt};
     use tracing::Span;
 
-    pub(in crate::telemetry) const fn current() -> Option<TraceContext> {
-        None
+    impl TraceContextExt for TraceContext {
+        fn current() -> Option<Self> {
+            None
+        }
+
+        fn of_span(_: &Span) -> Option<Self> {
+            None
+        }
+
+        fn adopt(self, _: &Span) {}
+
+        fn link(self, _: &Span) {}
     }
-
-    pub(in crate::telemetry) const fn of_span(_: &Span) -> Option<TraceContext> {
-        None
-    }
-
-    pub(in crate::telemetry) const fn adopt(_: TraceContext, _: &Span) {}
-
-    pub(in crate::telemetry) const fn link(_: TraceContext, _: &Span) {}
 }
