@@ -7,6 +7,7 @@ mod common;
 mod forks;
 mod machine;
 mod model;
+mod records;
 mod story;
 
 use bytes::Bytes;
